@@ -1,0 +1,146 @@
+"""The public verbs: merge into a folder, merge dictionaries of tensors, plan, reproduce."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from plait.engine import Options, Plan, Progress, Result, compile_recipe, execute, execute_in_memory
+from plait.engine._execute import default_threads
+from plait.recipes import parse_size
+from plait.reports import describe_output
+
+__all__ = ["merge", "merge_state_dicts", "plan"]
+
+
+def _options(memory: str | int, threads: int | None, device: str, **others: Any) -> Options:
+    return Options(
+        memory=parse_size(memory, "memory"),
+        threads=default_threads() if threads is None else threads,
+        device=device,
+        **others,
+    )
+
+
+def plan(recipe: str | Path | Mapping[str, Any]) -> Plan:
+    """Read a recipe and its models' headers, and return what a merge would do.
+
+    Args:
+        recipe: path of a YAML file, or the recipe as a mapping.
+
+    Raises:
+        PlaitError: everything that can be found without reading the tensors; see `plait.errors`.
+    """
+    return compile_recipe(recipe)
+
+
+def merge(
+    recipe: str | Path | Mapping[str, Any] | Plan,
+    out: str | Path,
+    *,
+    memory: str | int = "1GiB",
+    threads: int | None = None,
+    device: str = "cpu",
+    overwrite: bool = False,
+    block: int = 1 << 18,
+    progress: Progress | None = None,
+) -> Result:
+    """Merge models into a new model folder.
+
+    The folder appears only when it is complete. Killed at any moment, the same call continues where it stopped and
+    gives the same bytes.
+
+    Args:
+        recipe: path of a YAML file, the recipe as a mapping, or a plan.
+        out: the folder to make.
+        memory: bound on bytes of tensors in flight, e.g. "512MiB".
+        threads: worker threads; all cores by default.
+        device: "cpu", "cuda" or "cuda:N".
+        overwrite: replace an existing model folder, once the new one is complete.
+        block: elements per block of elementwise methods.
+        progress: told about phases and bytes.
+
+    Returns:
+        Hashes of the output and of the inputs.
+
+    Raises:
+        PlaitError: one subclass per cause; see `plait.errors`. Nothing is left behind unless a run can be continued.
+    """
+    compiled = recipe if isinstance(recipe, Plan) else compile_recipe(recipe)
+    options = _options(memory, threads, device, overwrite=overwrite, block=block)
+    return execute(compiled, Path(out), options, progress, describe_output)
+
+
+def merge_state_dicts(
+    method: str | Sequence[Any],
+    experts: Sequence[Mapping[str, Tensor]] | Mapping[str, Mapping[str, Tensor]],
+    base: Mapping[str, Tensor] | None = None,
+    *,
+    weights: Sequence[float] | None = None,
+    seed: int = 0,
+    dtype: str | None = None,
+    memory: str | int = "1GiB",
+    threads: int | None = None,
+    device: str = "cpu",
+    block: int = 1 << 18,
+    recipe: Mapping[str, Any] | None = None,
+    replay: Callable[[str, str], Tensor] | None = None,
+    **parameters: Any,
+) -> dict[str, Tensor]:
+    """Merge dictionaries of tensors in memory.
+
+    Args:
+        method: a method's name, or a list of steps.
+        experts: the state dicts to merge, in order or by name (names of a list are expert0, expert1, …).
+        base: the state dict they were fine-tuned from, for methods on task vectors.
+        weights: one weight per expert.
+        seed: seed of random methods.
+        dtype: dtype of the result; by default the widest of the inputs.
+        memory: bound on bytes of temporaries.
+        threads: worker threads; all cores by default.
+        device: where to compute.
+        block: elements per block of elementwise methods.
+        recipe: further keys of a recipe (`copy`, `drop`, `allow_nonfinite`, …).
+        replay: called with (tensor, expert) for the uniform numbers of a random method, to repeat another program's.
+        **parameters: the method's parameters; a trailing underscore is dropped (`lambda_`). A mapping gives one
+            value per expert, a list is spread over depth.
+
+    Returns:
+        Name → merged tensor.
+
+    Raises:
+        PlaitError: one subclass per cause; see `plait.errors`.
+
+    Example:
+        >>> import torch, plait
+        >>> base = {"w": torch.zeros(2)}
+        >>> experts = [{"w": torch.tensor([1.0, 0.0])}, {"w": torch.tensor([0.0, 2.0])}]
+        >>> plait.merge_state_dicts("task_arithmetic", experts, base, weights=[1.0, 0.5])["w"]
+        tensor([1., 1.])
+    """
+    from plait.errors import RecipeError
+
+    named = dict(experts) if isinstance(experts, Mapping) else {f"expert{i}": e for i, e in enumerate(experts)}
+    if weights is not None and len(weights) != len(named):
+        raise RecipeError(f"{len(weights)} weights are given for {len(named)} experts.")
+    entries: dict[str, Any] = {name: {"model": f"memory:{name}"} for name in named}
+    for entry, weight in zip(entries.values(), weights or (), strict=False):
+        entry["weight"] = float(weight)
+    content: dict[str, Any] = {
+        **(recipe or {}),
+        "method": method if isinstance(method, str) else list(method),
+        "experts": entries,
+        "seed": seed,
+        "parameters": {key.rstrip("_"): value for key, value in parameters.items()},
+    }
+    if dtype is not None:
+        content["dtype"] = dtype
+    memories = {f"memory:{name}": state for name, state in named.items()}
+    if base is not None:
+        content["base"] = "memory:base"
+        memories["memory:base"] = base
+    compiled = compile_recipe(content, state_dicts=memories)
+    return execute_in_memory(compiled, _options(memory, threads, device, block=block, replay=replay))

@@ -1,0 +1,171 @@
+"""The encoder as the testbed uses it: texts → features → a linear head, and how the two are trained together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from plait.errors import CheckpointError
+
+__all__ = ["Encoded", "accuracy", "encode", "features", "fixed_threads", "load_model", "probe_accuracy", "train"]
+
+Encoded: TypeAlias = list[list[int]]
+_SCALE = 4.0  # features of length 4: of length 1, a head needs far larger weights than its steps can reach
+_HEAD_STD = 0.05
+_RIDGE = (0.1, 1.0, 10.0, 100.0)
+
+
+@contextmanager
+def fixed_threads(count: int) -> Iterator[None]:
+    """Compute on `count` threads: the order of sums, and with it the last digits, depends on their number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def load_model(folder: Path) -> nn.Module:
+    """Load an encoder's folder with transformers, in evaluation mode, and refuse one that lacks a weight."""
+    from transformers import AutoModel
+    from transformers.utils import logging
+
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    try:
+        model, report = AutoModel.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
+        )
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+    missing = sorted([*report["missing_keys"], *report["mismatched_keys"]], key=str)
+    if missing:
+        raise CheckpointError(f"{folder} lacks {len(missing)} tensor(s) that its config.json asks for: {missing[0]}, …")
+    return model.eval()
+
+
+def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
+    """Token ids of each text, cut to `max_tokens`, not padded."""
+    return tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
+
+
+def features(model: nn.Module, encoded: Encoded) -> Tensor:
+    """Mean of the last hidden states over the real tokens, scaled to length 4 ["texts width"]."""
+    longest = max(len(ids) for ids in encoded)
+    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in encoded])
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in encoded])
+    states = model(input_ids=tokens, attention_mask=mask).last_hidden_state  # texts × tokens × width
+    pooled = (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
+    return _SCALE * nn.functional.normalize(pooled, dim=-1)
+
+
+def all_features(model: nn.Module, encoded: Encoded, batch: int = 64) -> Tensor:
+    """Features of many texts, without gradients; texts of like length go together, so that little is padding."""
+    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
+    parts = []
+    with torch.inference_mode():
+        for start in range(0, len(order), batch):
+            parts.append(features(model, [encoded[i] for i in order[start : start + batch]]))
+        return torch.cat(parts)[torch.tensor(order).argsort()]
+
+
+def accuracy(model: nn.Module, head: nn.Linear, encoded: Encoded, labels: Tensor) -> float:
+    """Fraction of the texts whose label the head finds in the model's features."""
+    with torch.inference_mode():
+        return (head(all_features(model, encoded)).argmax(1) == labels).double().mean().item()
+
+
+def new_head(width: int, classes: int, generator: torch.Generator) -> nn.Linear:
+    """A linear head with small random weights from `generator` alone."""
+    head = nn.Linear(width, classes, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        head.weight.normal_(0.0, _HEAD_STD, generator=generator)
+        head.bias.zero_()
+    return head
+
+
+def train(
+    model: nn.Module,
+    encoded: Encoded,
+    labels: Tensor,
+    classes: int,
+    *,
+    steps: int,
+    batch: int,
+    rate: float,
+    head_rate: float,
+    seed: int,
+    report: Callable[[int, float], None],
+) -> nn.Linear:
+    """Fine-tune `model` in place, except its embeddings and pooler, together with a new head, which is returned.
+
+    The model stays in evaluation mode: dropout would draw from the global generator, and so short a training needs
+    none. The learning rates rise over the first tenth of the steps and fall along a cosine to zero.
+
+    Args:
+        model: an encoder whose layers' parameters begin with `encoder.`.
+        encoded: training texts.
+        labels: their labels ["texts"].
+        classes: number of labels.
+        steps: optimiser steps.
+        batch: texts per step, drawn without replacement until all have been seen.
+        rate: highest learning rate of the encoder.
+        head_rate: highest learning rate of the head.
+        seed: what the head's first weights and the order of the texts come from.
+        report: called after every step with its number, from 1, and its loss.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith("encoder."))
+    layers = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    head = new_head(model.config.hidden_size, classes, generator)
+    peaks = (rate, head_rate)
+    optimizer = torch.optim.AdamW([{"params": layers}, {"params": head.parameters()}], lr=rate, weight_decay=0.0)
+    order: list[int] = []
+    for step in range(steps):
+        warmth = min((step + 1) / max(1, steps // 10), (1 + math.cos(math.pi * step / steps)) / 2)
+        for group, peak in zip(optimizer.param_groups, peaks, strict=True):
+            group["lr"] = peak * warmth
+        while len(order) < batch:
+            order += torch.randperm(len(encoded), generator=generator).tolist()
+        chosen, order = order[:batch], order[batch:]
+        scores = head(features(model, [encoded[i] for i in chosen]))
+        loss = nn.functional.cross_entropy(scores, labels[chosen])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        report(step + 1, loss.item())
+    return head
+
+
+def probe_accuracy(
+    model: nn.Module,
+    train_set: tuple[Encoded, Tensor],
+    validation: tuple[Encoded, Tensor],
+    test: tuple[Encoded, Tensor],
+) -> float:
+    """Test accuracy of a ridge regression on the frozen model's features, its penalty chosen on validation.
+
+    What a task is worth fine-tuning for is what the expert has above this.
+    """
+    inputs, targets = all_features(model, train_set[0]).double(), nn.functional.one_hot(train_set[1]).double()
+    centre, mean = inputs.mean(0), targets.mean(0)
+    gram, cross = (inputs - centre).T @ (inputs - centre), (inputs - centre).T @ (targets - mean)
+    held_out, tested = (all_features(model, encoded).double() - centre for encoded, _ in (validation, test))
+    best, result = -1.0, 0.0
+    for penalty in _RIDGE:
+        weights = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=torch.float64), cross)
+        score = ((held_out @ weights + mean).argmax(1) == validation[1]).double().mean().item()
+        if score > best:
+            best, result = score, ((tested @ weights + mean).argmax(1) == test[1]).double().mean().item()
+    return result

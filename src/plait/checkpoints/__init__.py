@@ -1,0 +1,26 @@
+"""Models on disk as lazy tensors, and the writer of new ones."""
+
+from plait.checkpoints._base import Checkpoint, LazyTensor
+from plait.checkpoints._dtypes import RECIPE_DTYPES, is_float, parse_dtype, promote, safetensors_name, short
+from plait.checkpoints._layout import Entry, Layout, Shard
+from plait.checkpoints._memory import MemoryTensor
+from plait.checkpoints._open import open_checkpoint
+from plait.checkpoints._sidecar import carried_files, output_config
+
+__all__ = [
+    "RECIPE_DTYPES",
+    "Checkpoint",
+    "Entry",
+    "Layout",
+    "LazyTensor",
+    "MemoryTensor",
+    "Shard",
+    "carried_files",
+    "is_float",
+    "open_checkpoint",
+    "output_config",
+    "parse_dtype",
+    "promote",
+    "safetensors_name",
+    "short",
+]

@@ -1,0 +1,141 @@
+"""A model on disk or in memory, as tensors whose names, shapes and dtypes are known and whose bytes are read late."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.architectures import tie_flag, tied_to
+
+__all__ = ["Checkpoint", "LazyTensor"]
+
+
+class LazyTensor(ABC):
+    """One tensor: header known, bytes read when asked.
+
+    Attributes:
+        name: name in the file.
+        shape: its dimensions.
+        dtype: how it is stored.
+        source: the file (or "memory") it lies in, for messages.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, source: str) -> None:
+        self.name = name
+        self.shape = shape
+        self.dtype = dtype
+        self.source = source
+        self.numel = int(torch.Size(shape).numel())
+        self.nbytes = self.numel * dtype.itemsize
+
+    @abstractmethod
+    def read(self, start: int = 0, stop: int | None = None, scratch: Tensor | None = None) -> Tensor:
+        """Return flat elements [start, stop) in the stored dtype.
+
+        Args:
+            start: first flat index, row-major.
+            stop: end of the range; None for the end of the tensor.
+            scratch: a uint8 buffer that may be filled and returned as a view, to spare an allocation.
+
+        Raises:
+            CheckpointError: if the file ends early.
+        """
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Tell the system that these elements will be read soon."""
+        del start, stop
+
+    def load(self) -> Tensor:
+        """Return the whole tensor in its own shape."""
+        return self.read().reshape(self.shape)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {list(self.shape)}, {self.dtype}, {self.source!r})"
+
+
+class Checkpoint:
+    """A set of named lazy tensors with what lies beside them.
+
+    Attributes:
+        label: how messages call it: a path, a Hub id, or "memory".
+        tensors: name on disk → tensor.
+        config: contents of config.json, if there is one.
+        folder: where its other files lie, if it is a folder.
+        hub_id: its id on the Hub, if it came from there.
+        revision: the commit that was read, for a Hub model.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        tensors: Mapping[str, LazyTensor],
+        *,
+        config: dict[str, Any] | None = None,
+        folder: Path | None = None,
+        hub_id: str | None = None,
+        revision: str | None = None,
+        stamp: str = "",
+    ) -> None:
+        self.label = label
+        self.tensors = tensors
+        self.config = config
+        self.folder = folder
+        self.hub_id = hub_id
+        self.revision = revision
+        self.stamp = stamp
+
+    @classmethod
+    def open(cls, reference: str | Path | Mapping[str, Tensor], *, relative_to: Path | None = None) -> Checkpoint:
+        """Open a folder, a file, a Hub id or a dictionary of tensors, reading headers only."""
+        from plait.checkpoints._open import open_checkpoint
+
+        return open_checkpoint(reference, relative_to=relative_to)
+
+    def __getitem__(self, name: str) -> LazyTensor:
+        return self.tensors[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.tensors
+
+    def __iter__(self) -> Any:
+        return iter(self.tensors)
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    @cached_property
+    def ties(self) -> dict[str, str]:
+        """Tensors that the config ties to another one: alias → the tensor it is."""
+        if self.config is None or not tie_flag(self.config):
+            return {}
+        candidates = {*self.tensors, "lm_head.weight"}
+        found = {name: tied_to(name, self.tensors) for name in sorted(candidates)}
+        return {name: source for name, source in found.items() if source is not None}
+
+    def find(self, name: str) -> LazyTensor | None:
+        """Return a tensor by name; a missing tied copy is the tensor it is tied to."""
+        if name in self.ties:
+            return self.tensors.get(self.ties[name])
+        if name in self.tensors:
+            return self.tensors[name]
+        source = tied_to(name, self.tensors) if self.config is not None and tie_flag(self.config) else None
+        return self.tensors.get(source) if source else None
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements of all tensors."""
+        return sum(t.numel for t in self.tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(t.nbytes for t in self.tensors.values())
+
+    def __repr__(self) -> str:
+        return f"Checkpoint({self.label!r}, {len(self)} tensors, {self.parameters:,} parameters)"

@@ -1,0 +1,159 @@
+"""Safetensors files, read as hostile input: every header fact is checked before any byte of data is used."""
+
+from __future__ import annotations
+
+import json
+import os
+import weakref
+from collections.abc import Sequence
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.checkpoints._base import LazyTensor
+from plait.checkpoints._dtypes import QUANTIZED, SAFETENSORS
+from plait.errors import CheckpointError, MissingModelError, QuantizedCheckpointError
+
+__all__ = ["SafetensorsFile"]
+
+_MAX_HEADER = 100_000_000
+_READ_AGAIN = "Download or copy the file again."
+
+
+class SafetensorsFile:
+    """One open file: its header, its metadata and its tensors."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+        except FileNotFoundError:
+            raise MissingModelError(f"there is no file {path}.") from None
+        except OSError as error:
+            raise CheckpointError(f"{path} cannot be opened: {error.strerror}.") from None
+        weakref.finalize(self, os.close, self._fd)
+        self.size = os.fstat(self._fd).st_size
+        self.metadata: dict[str, str] = {}
+        self.tensors: dict[str, LazyTensor] = {}
+        self._parse()
+
+    def read_bytes(self, offset: int, view: memoryview, what: str) -> None:
+        """Fill `view` from an absolute offset."""
+        done = 0
+        while done < len(view):
+            try:
+                count = os.preadv(self._fd, [view[done:]], offset + done)
+            except OSError as error:
+                raise CheckpointError(f"reading {what} from {self.path} failed: {error.strerror}.") from None
+            if count == 0:
+                raise CheckpointError(f"{self.path} ends inside {what}: the file was cut short. {_READ_AGAIN}")
+            done += count
+
+    def advise(self, offset: int, length: int) -> None:
+        """Ask the system to read ahead."""
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
+
+    def _bad(self, why: str) -> CheckpointError:
+        return CheckpointError(f"{self.path} is not a valid safetensors file: {why} {_READ_AGAIN}")
+
+    def _parse(self) -> None:
+        if self.size < 8:
+            raise self._bad(f"it has {self.size} bytes, fewer than a header needs.")
+        prefix = bytearray(8)
+        self.read_bytes(0, memoryview(prefix), "the header")
+        length = int.from_bytes(prefix, "little")
+        if length > _MAX_HEADER or 8 + length > self.size:
+            raise self._bad(f"its header claims {length} bytes, the file has {self.size}.")
+        raw = bytearray(length)
+        self.read_bytes(8, memoryview(raw), "the header")
+        try:
+            header = json.loads(raw.decode(), object_pairs_hook=self._unique)
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            raise self._bad(f"its header is not JSON ({error}).") from None
+        if not isinstance(header, dict):
+            raise self._bad("its header is not a JSON object.")
+        metadata = header.pop("__metadata__", {})
+        if isinstance(metadata, dict):
+            self.metadata = {str(k): str(v) for k, v in metadata.items()}
+        start = 8 + length
+        spans: list[tuple[int, int, str]] = []
+        for name, entry in header.items():
+            begin, end, tensor = self._entry(name, entry, start)
+            spans.append((begin, end, name))
+            self.tensors[name] = tensor
+        self._check_spans(spans, self.size - start)
+
+    def _unique(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise self._bad(f"its header names {twice!r} twice.")
+        return found
+
+    def _entry(self, name: str, entry: Any, start: int) -> tuple[int, int, LazyTensor]:
+        try:
+            code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
+        except (TypeError, KeyError, ValueError):
+            raise self._bad(f"the header entry of {name!r} is incomplete.") from None
+        if code in QUANTIZED:
+            raise QuantizedCheckpointError(
+                f"tensor {name!r} in {self.path} is stored as {code}: its values mean nothing without their scales. "
+                "Convert the model to bfloat16 with the library that quantised it, or use the original checkpoint."
+            )
+        if code not in SAFETENSORS:
+            raise CheckpointError(f"tensor {name!r} in {self.path} has the unknown dtype {code!r}.")
+        numbers = (*shape, begin, end)
+        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in numbers):
+            raise self._bad(f"shape or offsets of {name!r} are not natural numbers.")
+        dtype = SAFETENSORS[code]
+        if prod(shape) * dtype.itemsize != end - begin:
+            raise self._bad(f"{name!r} of shape {list(shape)} and dtype {code} does not fill its {end - begin} bytes.")
+        return begin, end, _FileTensor(name, shape, dtype, self, start + begin)
+
+    def _check_spans(self, spans: list[tuple[int, int, str]], available: int) -> None:
+        expected, before = 0, ""
+        for begin, end, name in sorted(spans):
+            if end > available:
+                raise self._bad(
+                    f"{name!r} ends at byte {end} of the data, but only {available} are there: the file was cut short."
+                )
+            if begin < expected:
+                raise self._bad(f"{name!r} overlaps {before!r}.")
+            if begin > expected:
+                raise self._bad(f"{begin - expected} bytes before {name!r} belong to no tensor.")
+            expected, before = end, name
+        if expected != available:
+            raise self._bad(f"{available - expected} bytes at its end belong to no tensor.")
+
+
+class _FileTensor(LazyTensor):
+    """A tensor at a known offset of an open file."""
+
+    def __init__(
+        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, file: SafetensorsFile, offset: int
+    ) -> None:
+        super().__init__(name, shape, dtype, str(file.path))
+        self._file = file
+        self._offset = offset
+
+    def read(self, start: int = 0, stop: int | None = None, scratch: Tensor | None = None) -> Tensor:
+        """Read [start, stop) with one positioned read; safe from any thread."""
+        end = self.numel if stop is None else stop
+        size = (end - start) * self.dtype.itemsize
+        if scratch is None or scratch.numel() < size:
+            scratch = torch.empty(max(size, 1), dtype=torch.uint8)
+        view = scratch[:size]
+        if size:
+            what = f"tensor {self.name!r}"
+            self._file.read_bytes(self._offset + start * self.dtype.itemsize, memoryview(view.numpy()), what)
+        return view.view(self.dtype)
+
+    def prefetch(self, start: int, stop: int) -> None:
+        """Start reading ahead in the background."""
+        width = self.dtype.itemsize
+        self._file.advise(self._offset + start * width, (stop - start) * width)

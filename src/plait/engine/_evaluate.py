@@ -1,0 +1,236 @@
+"""Run a job's chain of methods on one block: the same code for surveys, merges and nested recipes."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plait.checkpoints import LazyTensor
+from plait.engine._hashes import InputHashes
+from plait.engine._plan import Job, Plan
+from plait.errors import NonFiniteError
+from plait.methods import Combiner, Group, Modifier, Sparsifier
+from plait.tensors.randomness import Draws
+
+__all__ = ["Evaluator"]
+
+
+class _Scratch(threading.local):
+    """Buffers of one thread, reused from block to block: fresh memory costs more than the arithmetic."""
+
+    def __init__(self) -> None:
+        self.buffers: dict[Any, Tensor] = {}
+
+    def take(self, key: Any, numel: int, dtype: torch.dtype) -> Tensor:
+        """Return a buffer of at least that size, cut to it."""
+        held = self.buffers.get((key, dtype))
+        if held is None or held.numel() < numel or held.numel() > 4 * max(numel, 1 << 16):
+            held = self.buffers[(key, dtype)] = torch.empty(max(numel, 1), dtype=dtype)
+        return held[:numel]
+
+
+class Evaluator:
+    """Evaluates the jobs of one plan.
+
+    Attributes:
+        facts: for each step of the chain with a model-wide survey, the totals of its finished rounds.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        *,
+        hashes: InputHashes | None = None,
+        device: str = "cpu",
+        block: int = 1 << 18,
+        replay: Callable[[str, str], Tensor] | None = None,
+    ) -> None:
+        self.plan = plan
+        self.hashes = hashes
+        self.device = torch.device(device)
+        self.preferred = block
+        self.replay = replay
+        self.facts: dict[int, list[Any]] = {}
+        self._scratch = _Scratch()
+        self._tensor_facts: OrderedDict[str, dict[int, list[Any]]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._job_locks: dict[str, threading.Lock] = {}
+
+    # --- reading -----------------------------------------------------------------------------------------------
+
+    def _load(self, slot: int, tensor: LazyTensor, start: int, stop: int, compute: torch.dtype) -> Tensor:
+        count = stop - start
+        raw = tensor.read(start, stop, self._scratch.take("raw", count * tensor.dtype.itemsize, torch.uint8))
+        if self.hashes is not None:
+            self.hashes.update(tensor, start, raw)
+        values = self._scratch.take(slot, count, compute)
+        values.copy_(raw)
+        if not self.plan.recipe.allow_nonfinite and count:
+            _check_finite(values, tensor, start)
+        return values.to(self.device) if self.device.type != "cpu" else values
+
+    def _group(self, job: Job, start: int, stop: int) -> Group:
+        base = self._load(0, job.base, start, stop, job.compute) if job.base is not None else None
+        experts = tuple(self._load(i + 1, t, start, stop, job.compute) for i, t in enumerate(job.experts))
+        shape = self._shape(job, stop - start)
+        return Group(
+            job.subject,
+            None if base is None else base.view(shape),
+            tuple(expert.view(shape) for expert in experts),
+            self.plan.chain.experts if len(experts) == len(self.plan.chain.experts) else (job.origin,),
+            job.weights,
+            offset=start,
+            draws=Draws(self.plan.recipe.seed, job.name, self.replay),
+        )
+
+    def _shape(self, job: Job, count: int) -> tuple[int, ...]:
+        match job.unit:
+            case "tensor":
+                return job.entry.shape
+            case "row":
+                row = max(job.subject.row, 1)
+                return (count // row, row)
+            case _:
+                return (count,)
+
+    def ranges(self, job: Job) -> list[tuple[int, int]]:
+        """The blocks of a job, in order."""
+        numel = job.entry.numel
+        step = job.block(self.preferred)
+        return [(i, min(i + step, numel)) for i in range(0, numel, step)]
+
+    # --- surveys -----------------------------------------------------------------------------------------------
+
+    def model_rounds(self) -> list[int]:
+        """Indices of the steps whose survey runs over the whole model, once per round still to be done, in order."""
+        steps: list[int] = []
+        for index in range(len(self.plan.chain.steps)):
+            live = [job.methods[index] for job in self.plan.jobs if self._chained(job)]
+            if live and live[0].survey_scope == "model":
+                steps += [index] * live[0].rounds
+        return steps
+
+    def _chained(self, job: Job) -> bool:
+        return len(job.methods) == len(self.plan.chain.steps) and not job.origin
+
+    def survey(self, job: Job, step: int) -> Any:
+        """Add up one job's contribution to the present round of a model-wide survey."""
+        if not self._chained(job):
+            return None
+        return self._total(job, step, self._facts_before(job, step))
+
+    def _total(self, job: Job, step: int, facts: dict[int, list[Any]]) -> Any:
+        total: Any = None
+        for start, stop in self.ranges(job):
+            group = self._run(job, self._group(job, start, stop), facts, step)
+            part = job.methods[step].survey(group.with_facts(tuple(facts.get(step, ()))))
+            total = part if total is None else total + part
+        return total
+
+    def _facts_before(self, job: Job, step: int) -> dict[int, list[Any]]:
+        """Facts that a step's survey may rely on: the model's, and the tensor's own of the steps before it."""
+        return self._tensor_level(job, step) | {k: v for k, v in self.facts.items() if k <= step}
+
+    def _tensor_level(self, job: Job, before: int) -> dict[int, list[Any]]:
+        """Run the tensor-wide surveys of the first `before` steps of one job, once."""
+        wanted = [
+            i
+            for i, m in enumerate(job.methods[:before])
+            if m.rounds and (m.survey_scope == "tensor" or not self._chained(job))
+        ]
+        if not wanted or not job.entry.numel:
+            return {}
+        with self._lock:
+            lock = self._job_locks.setdefault(job.name, threading.Lock())
+        with lock:
+            with self._lock:
+                known = self._tensor_facts.setdefault(job.name, {})
+                while len(self._tensor_facts) > 256:
+                    self._tensor_facts.popitem(last=False)
+            for index in wanted:
+                while len(known.setdefault(index, [])) < job.methods[index].rounds:
+                    facts = {**self.facts, **known}
+                    known[index].append(self._total(job, index, facts))
+            return {index: known[index] for index in wanted}
+
+    def forget(self, job: Job) -> None:
+        """Drop what was kept about one tensor."""
+        with self._lock:
+            self._tensor_facts.pop(job.name, None)
+            self._job_locks.pop(job.name, None)
+
+    # --- merging -----------------------------------------------------------------------------------------------
+
+    def _run(self, job: Job, group: Group, facts: dict[int, list[Any]], until: int) -> Group:
+        """Run the steps before `until`; a combiner's or modifier's result stands in `group.merged`."""
+        for index, method in enumerate(job.methods[:until]):
+            group = group.with_facts(tuple(facts.get(index, ())))
+            if isinstance(method, Sparsifier):
+                group = group.with_deltas(method.sparsify(group))
+            elif isinstance(method, Combiner):
+                group = replace(group, merged=method.merge(group))
+            elif isinstance(method, Modifier):
+                group = replace(group, merged=method.adjust(group))
+        return group
+
+    def block(self, job: Job, start: int, stop: int) -> Tensor:
+        """Return the flat result of one block, in the output's dtype, on the CPU."""
+        if job.copies:
+            raw = job.experts[0].read(start, stop)
+            if self.hashes is not None:
+                self.hashes.update(job.experts[0], start, raw)
+            if raw.dtype.is_floating_point and raw.numel() and not self.plan.recipe.allow_nonfinite:
+                _check_finite(raw, job.experts[0], start)
+            return raw
+        last = len(job.methods)
+        facts = self._tensor_level(job, last) | self.facts
+        merged = self._run(job, self._group(job, start, stop), facts, last).merged
+        assert merged is not None
+        result = merged.reshape(-1).to(job.entry.dtype)
+        if result.device.type != "cpu":
+            result = result.cpu()
+        if result.numel() and not self.plan.recipe.allow_nonfinite:
+            _check_result(result, merged, job)
+        return result
+
+    def whole(self, job: Job) -> Tensor:
+        """Return a whole flat tensor."""
+        parts: Sequence[Tensor] = [self.block(job, start, stop) for start, stop in self.ranges(job)]
+        return torch.cat(list(parts)) if len(parts) != 1 else parts[0]
+
+
+def _finite(values: Tensor) -> bool:
+    low, high = torch.aminmax(values)
+    return bool(torch.isfinite(low) & torch.isfinite(high))
+
+
+def _check_finite(values: Tensor, tensor: LazyTensor, start: int) -> None:
+    if _finite(values):
+        return
+    bad = ~torch.isfinite(values)
+    index = start + int(bad.to(torch.uint8).argmax())
+    kind = "NaN" if bool(torch.isnan(values).any()) else "infinity"
+    raise NonFiniteError(
+        f"tensor {tensor.name!r} in {tensor.source} holds {kind}: {int(bad.sum())} of the values read so far, the first at "
+        f"flat index {index}. The model is damaged; use another, or set allow_nonfinite: true to merge it as it is."
+    )
+
+
+def _check_result(result: Tensor, merged: Tensor, job: Job) -> None:
+    if _finite(result):
+        return
+    if _finite(merged):
+        raise NonFiniteError(
+            f"tensor {job.name!r} does not fit into {job.entry.dtype}: its values reach {float(merged.abs().max()):.4g}. "
+            "Choose dtype: bfloat16 or float32."
+        )
+    raise NonFiniteError(
+        f"merging tensor {job.name!r} gave NaN or infinity although its inputs are finite; check the weights and "
+        "parameters, or set allow_nonfinite: true."
+    )

@@ -1,0 +1,192 @@
+"""The plan: every output tensor with its inputs, methods, dtype and cost, known from headers alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from plait.architectures import Role
+from plait.checkpoints import Checkpoint, Entry, Layout, LazyTensor
+from plait.methods import Method, Subject
+from plait.recipes import Chain, Source
+
+__all__ = ["ROW_BLOCK", "Job", "Plan"]
+
+#: elements in a block of a row-wise method; fixed, because sums over blocks of another size could round differently
+ROW_BLOCK = 1 << 18
+_UNITS = ("element", "row", "tensor")
+
+
+@dataclass(frozen=True, eq=False)
+class Job:
+    """One output tensor.
+
+    Attributes:
+        entry: its name, shape and dtype.
+        role: its place in the model.
+        experts: the tensors to merge; for a copy, the one to copy.
+        base: the base model's tensor, where the method uses one.
+        methods: the steps as they apply to this tensor; empty for a copy.
+        weights: the experts' weights for this tensor.
+        compute: dtype of the arithmetic.
+        origin: for a copy, the model it comes from.
+    """
+
+    entry: Entry
+    role: Role
+    experts: tuple[LazyTensor, ...]
+    base: LazyTensor | None = None
+    methods: tuple[Method, ...] = ()
+    weights: tuple[float, ...] = ()
+    compute: torch.dtype = torch.float32
+    origin: str = ""
+
+    @property
+    def name(self) -> str:
+        """The tensor's name in the output."""
+        return self.entry.name
+
+    @property
+    def subject(self) -> Subject:
+        """What the methods may know about the tensor."""
+        return Subject(self.entry.name, self.entry.shape, self.role)
+
+    @property
+    def copies(self) -> bool:
+        """Whether the tensor is taken over byte by byte."""
+        return not self.methods
+
+    @property
+    def sources(self) -> tuple[LazyTensor, ...]:
+        """Every tensor that is read."""
+        return (*((self.base,) if self.base is not None else ()), *self.experts)
+
+    @property
+    def unit(self) -> Literal["element", "row", "tensor"]:
+        """The smallest piece the chain can be run on."""
+        subject = self.subject
+        return _UNITS[max((_UNITS.index(m.unit(subject)) for m in self.methods), default=0)]  # type: ignore[return-value]
+
+    def block(self, preferred: int) -> int:
+        """Elements per block."""
+        numel = max(self.entry.numel, 1)
+        if self.unit == "tensor":
+            return numel
+        if self.unit == "row":
+            row = max(self.subject.row, 1)
+            return min(numel, max(1, ROW_BLOCK // row) * row)
+        return min(numel, preferred)
+
+    def memory(self, preferred: int) -> int:
+        """Bytes of tensors in flight while this job runs."""
+        if self.copies:
+            return min(max(self.entry.nbytes, 1), 1 << 23)
+        arrays = len(self.sources) + 2 + max(m.temporaries for m in self.methods)
+        own = self.block(preferred) * self.compute.itemsize * arrays
+        inner = max((getattr(source, "memory", lambda _: 0)(preferred) for source in self.sources), default=0)
+        return own + inner
+
+    @property
+    def rounds(self) -> int:
+        """How often the inputs are read before the last time."""
+        return sum(m.rounds for m in self.methods)
+
+
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """What will be done, and nothing of how.
+
+    Attributes:
+        source: the recipe.
+        chain: its methods.
+        jobs: one per output tensor, in the order of the output.
+        layout: shards and offsets.
+        inputs: every checkpoint that is read, by the name the recipe gives it.
+        donor: the model whose config and tokenizer are carried over.
+        config: the output's config.json, or None.
+        dtype: the dtype most of the output has.
+        notes: what was decided on the user's behalf, one sentence each.
+    """
+
+    source: Source
+    chain: Chain
+    jobs: tuple[Job, ...]
+    layout: Layout
+    inputs: Mapping[str, Checkpoint]
+    donor: Checkpoint
+    config: dict[str, Any] | None
+    dtype: torch.dtype
+    notes: tuple[str, ...] = ()
+    nested: tuple[Any, ...] = field(default=())
+
+    @property
+    def recipe(self) -> Any:
+        """The recipe as written."""
+        return self.source.recipe
+
+    @property
+    def parameters(self) -> int:
+        """Number of elements of the output."""
+        return sum(job.entry.numel for job in self.jobs)
+
+    @property
+    def model_rounds(self) -> int:
+        """Full passes over the inputs before anything can be merged."""
+        counts = [0]
+        for index, step in enumerate(self.chain.steps):
+            del step
+            live = [j.methods[index] for j in self.jobs if j.methods]
+            if live and live[0].survey_scope == "model":
+                counts.append(live[0].rounds)
+        return sum(counts)
+
+    @property
+    def read_bytes(self) -> int:
+        """Bytes read from all inputs, every pass counted."""
+        return sum(sum(s.nbytes for s in job.sources) * (1 + job.rounds) for job in self.jobs)
+
+    def block_for(self, memory: int, threads: int, preferred: int) -> int:
+        """Largest block, at most `preferred`, with which `threads` jobs fit into `memory`."""
+        block = preferred
+        while block > 1 << 16 and self._peak(block, threads) > memory:
+            block //= 2
+        return block
+
+    def _peak(self, block: int, threads: int) -> int:
+        flowing = [job.memory(block) for job in self.jobs if job.unit != "tensor"]
+        return threads * max(flowing, default=0)
+
+    def memory(self, block: int, threads: int, budget: int) -> int:
+        """Bytes of tensors in flight at the peak: as many of the largest jobs as run at once, within the budget."""
+        largest = sorted((job.memory(block) for job in self.jobs), reverse=True)[:threads]
+        return max(largest[0], min(sum(largest), budget)) if largest else 0
+
+    def fingerprint(self) -> str:
+        """What must be equal for a half-finished output to be continued."""
+        from plait import __version__
+
+        facts = {
+            "version": __version__,
+            "recipe": self.recipe.model_dump(mode="json", by_alias=True),
+            "inputs": {name: [c.label, c.stamp] for name, c in self.inputs.items()},
+            "layout": [
+                [s.name, [[e.name, list(e.shape), str(e.dtype)] for e in s.entries]] for s in self.layout.shards
+            ],
+        }
+        return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def folders(self) -> list[Path]:
+        """Folders and files that the inputs lie in."""
+        found = []
+        for checkpoint in self.inputs.values():
+            if checkpoint.folder is not None:
+                found.append(checkpoint.folder)
+            found += [Path(t.source) for t in checkpoint.tensors.values() if t.source != "memory"][:1]
+        return found

@@ -1,0 +1,25 @@
+"""What a user asks for: recipes, their schema and their per-tensor values."""
+
+from plait.recipes._load import Source, load_recipe
+from plait.recipes._resolve import Chain, Step, resolve_chain
+from plait.recipes._schema import CopyRule, Expert, Recipe, Selector, Slice
+from plait.recipes._sizes import parse_size
+from plait.recipes._values import selects
+from plait.recipes._yaml import Document, read_yaml
+
+__all__ = [
+    "Chain",
+    "CopyRule",
+    "Document",
+    "Expert",
+    "Recipe",
+    "Selector",
+    "Slice",
+    "Source",
+    "Step",
+    "load_recipe",
+    "parse_size",
+    "read_yaml",
+    "resolve_chain",
+    "selects",
+]

@@ -1,0 +1,142 @@
+"""What a user may ask: the recipe's schema, checked by pydantic at the boundary."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from plait.architectures import KINDS
+
+__all__ = ["CopyRule", "Expert", "Recipe", "Selector", "Slice", "ValueRule"]
+
+Patterns: TypeAlias = str | list[str]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class Selector(_Strict):
+    """Which tensors a rule is about; every condition that is given must hold."""
+
+    match: Patterns | None = Field(None, description="glob pattern(s) on the tensor's name, e.g. '*.mlp.down_proj.*'")
+    role: str | list[str] | None = Field(None, description=f"kind(s) of tensor: {', '.join(KINDS)}")
+    layers: tuple[int, int] | None = Field(None, description="first and last layer, both included")
+    depth: tuple[float, float] | None = Field(None, description="range of relative depth, 0 (input) to 1 (output)")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pairs(cls, data: Any) -> Any:
+        """Let lists stand for pairs: YAML has no tuples."""
+        if isinstance(data, dict):
+            return {
+                k: tuple(float(x) if k == "depth" and isinstance(x, int) else x for x in v)
+                if k in ("layers", "depth") and isinstance(v, list)
+                else v
+                for k, v in data.items()
+            }
+        return data
+
+    @model_validator(mode="after")
+    def _known_roles(self) -> Selector:
+        for role in [self.role] if isinstance(self.role, str) else self.role or []:
+            if role not in KINDS:
+                raise ValueError(f"unknown role {role!r}; roles are {', '.join(KINDS)}")
+        return self
+
+    @property
+    def empty(self) -> bool:
+        """No condition: every tensor is meant."""
+        return self.match is None and self.role is None and self.layers is None and self.depth is None
+
+
+class ValueRule(Selector):
+    """A parameter's value for the tensors a selector picks."""
+
+    value: float | int | bool | str | list[float | int] = Field(description="a number, or a list spread over depth")
+
+
+class CopyRule(Selector):
+    """Tensors that are taken from one model as they are."""
+
+    from_: str = Field(alias="from", description="'base' or the name of an expert")
+
+
+class Slice(_Strict):
+    """A range of layers of one model."""
+
+    model: str | Recipe = Field(description="path, Hub id or nested recipe")
+    layers: tuple[int, int] = Field(description="first layer, and the one after the last, counted from 0")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _pair(cls, data: Any) -> Any:
+        if isinstance(data, dict) and isinstance(data.get("layers"), list):
+            return {**data, "layers": tuple(data["layers"])}
+        return data
+
+
+class Expert(BaseModel):
+    """One model to merge; further keys are parameters of the method that may differ per expert."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, strict=True)
+
+    model: str | Recipe = Field(description="path, Hub id or nested recipe")
+    weight: Any = Field(None, description="weight of this expert: a number, a list spread over depth, or rules")
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The expert's own values of the method's parameters."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+def _as_expert(value: Any) -> Any:
+    if isinstance(value, str) or (isinstance(value, dict) and "method" in value):
+        return {"model": value}
+    return value
+
+
+class Recipe(_Strict):
+    """A merge: a method, the models, the parameters, what to write."""
+
+    method: str | list[str | dict[str, dict[str, Any] | None]] = Field(
+        description="a method's name, or steps: sparsifiers, one combiner, modifiers"
+    )
+    base: str | Recipe | None = Field(None, description="the model the experts were fine-tuned from")
+    experts: dict[str, Expert] = Field(default_factory=dict, description="name → path, Hub id, or {model, weight, …}")
+    slices: list[Slice] | None = Field(None, description="layers to stack, for passthrough")
+    parameters: dict[str, Any] = Field(default_factory=dict, description="the method's parameters")
+    dtype: str | None = Field(None, description="dtype of the output; by default the widest of the inputs")
+    seed: int = Field(0, ge=0, description="seed of random methods")
+    drop: list[Selector] = Field(default_factory=list, description="tensors left out of the output")
+    copy_: list[CopyRule] = Field(default_factory=list, alias="copy", description="tensors taken from one model")
+    files_from: str | None = Field(None, description="whose config, tokenizer and templates: 'base' or an expert")
+    allow_nonfinite: bool = Field(False, description="accept NaN and infinity in inputs and output")
+    shard_size: Annotated[str | int, Field(description="largest output file, e.g. 5GB")] = "5GB"
+    license: str | None = Field(None, description="licence of the result, if it is not the parents' strictest")
+    plait: Literal[1] = Field(1, description="version of this schema")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _shorthand(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        data = dict(data)
+        experts = data.get("experts")
+        if isinstance(experts, list):
+            data["experts"] = {f"expert{i}": _as_expert(v) for i, v in enumerate(experts)}
+        elif isinstance(experts, dict):
+            data["experts"] = {k: _as_expert(v) for k, v in experts.items()}
+        drop = data.get("drop")
+        if isinstance(drop, str):
+            drop = [drop]
+        if isinstance(drop, list):
+            data["drop"] = [{"match": d} if isinstance(d, str) else d for d in drop]
+        return data
+
+    @model_validator(mode="after")
+    def _names(self) -> Recipe:
+        if "base" in self.experts:
+            raise ValueError("an expert cannot be called 'base'; give it another name")
+        return self
