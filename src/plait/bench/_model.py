@@ -6,16 +6,30 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from plait.errors import CheckpointError
 
-__all__ = ["Encoded", "accuracy", "encode", "features", "fixed_threads", "load_model", "probe_accuracy", "train"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+__all__ = [
+    "Encoded",
+    "Split",
+    "accuracy",
+    "encode",
+    "fixed_threads",
+    "load_model",
+    "probe_accuracy",
+    "save_model",
+    "train",
+]
 
 Encoded: TypeAlias = list[list[int]]
+Split: TypeAlias = tuple[Encoded, Tensor]  # texts and their labels
 _SCALE = 4.0  # features of length 4: of length 1, a head needs far larger weights than its steps can reach
 _HEAD_STD = 0.05
 _RIDGE = (0.1, 1.0, 10.0, 100.0)
@@ -32,26 +46,40 @@ def fixed_threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def load_model(folder: Path) -> nn.Module:
-    """Load an encoder's folder with transformers, in evaluation mode, and refuse one that lacks a weight."""
-    from transformers import AutoModel
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep transformers' progress bars and reports away from a table on the terminal."""
     from transformers.utils import logging
 
     bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        model, report = AutoModel.from_pretrained(
-            folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
-        )
+        yield
     finally:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-    missing = sorted([*report["missing_keys"], *report["mismatched_keys"]], key=str)
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """Load an encoder's folder with transformers, in evaluation mode, and refuse one that lacks a weight."""
+    from transformers import AutoModel
+
+    with _quiet():
+        model, report = AutoModel.from_pretrained(
+            folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
+        )
+    missing = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind])
     if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} tensor(s) that its config.json asks for: {missing[0]}, …")
     return model.eval()
+
+
+def save_model(model: PreTrainedModel, folder: Path) -> None:
+    """Write config.json and model.safetensors."""
+    with _quiet():
+        model.save_pretrained(folder)
 
 
 def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
@@ -59,7 +87,7 @@ def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
     return tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
 
 
-def features(model: nn.Module, encoded: Encoded) -> Tensor:
+def _features(model: PreTrainedModel, encoded: Encoded) -> Tensor:
     """Mean of the last hidden states over the real tokens, scaled to length 4 ["texts width"]."""
     longest = max(len(ids) for ids in encoded)
     tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in encoded])
@@ -69,23 +97,23 @@ def features(model: nn.Module, encoded: Encoded) -> Tensor:
     return _SCALE * nn.functional.normalize(pooled, dim=-1)
 
 
-def all_features(model: nn.Module, encoded: Encoded, batch: int = 64) -> Tensor:
+def _all_features(model: PreTrainedModel, encoded: Encoded, batch: int = 64) -> Tensor:
     """Features of many texts, without gradients; texts of like length go together, so that little is padding."""
     order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
     parts = []
     with torch.inference_mode():
         for start in range(0, len(order), batch):
-            parts.append(features(model, [encoded[i] for i in order[start : start + batch]]))
+            parts.append(_features(model, [encoded[i] for i in order[start : start + batch]]))
         return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
-def accuracy(model: nn.Module, head: nn.Linear, encoded: Encoded, labels: Tensor) -> float:
+def accuracy(model: PreTrainedModel, head: nn.Linear, encoded: Encoded, labels: Tensor) -> float:
     """Fraction of the texts whose label the head finds in the model's features."""
     with torch.inference_mode():
-        return (head(all_features(model, encoded)).argmax(1) == labels).double().mean().item()
+        return (head(_all_features(model, encoded)).argmax(1) == labels).double().mean().item()
 
 
-def new_head(width: int, classes: int, generator: torch.Generator) -> nn.Linear:
+def _new_head(width: int, classes: int, generator: torch.Generator) -> nn.Linear:
     """A linear head with small random weights from `generator` alone."""
     head = nn.Linear(width, classes, device="meta").to_empty(device="cpu")
     with torch.no_grad():
@@ -95,7 +123,7 @@ def new_head(width: int, classes: int, generator: torch.Generator) -> nn.Linear:
 
 
 def train(
-    model: nn.Module,
+    model: PreTrainedModel,
     encoded: Encoded,
     labels: Tensor,
     classes: int,
@@ -128,7 +156,7 @@ def train(
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith("encoder."))
     layers = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    head = new_head(model.config.hidden_size, classes, generator)
+    head = _new_head(model.config.hidden_size, classes, generator)
     peaks = (rate, head_rate)
     optimizer = torch.optim.AdamW([{"params": layers}, {"params": head.parameters()}], lr=rate, weight_decay=0.0)
     order: list[int] = []
@@ -139,7 +167,7 @@ def train(
         while len(order) < batch:
             order += torch.randperm(len(encoded), generator=generator).tolist()
         chosen, order = order[:batch], order[batch:]
-        scores = head(features(model, [encoded[i] for i in chosen]))
+        scores = head(_features(model, [encoded[i] for i in chosen]))
         loss = nn.functional.cross_entropy(scores, labels[chosen])
         optimizer.zero_grad()
         loss.backward()
@@ -149,7 +177,7 @@ def train(
 
 
 def probe_accuracy(
-    model: nn.Module,
+    model: PreTrainedModel,
     train_set: tuple[Encoded, Tensor],
     validation: tuple[Encoded, Tensor],
     test: tuple[Encoded, Tensor],
@@ -158,10 +186,10 @@ def probe_accuracy(
 
     What a task is worth fine-tuning for is what the expert has above this.
     """
-    inputs, targets = all_features(model, train_set[0]).double(), nn.functional.one_hot(train_set[1]).double()
+    inputs, targets = _all_features(model, train_set[0]).double(), nn.functional.one_hot(train_set[1]).double()
     centre, mean = inputs.mean(0), targets.mean(0)
     gram, cross = (inputs - centre).T @ (inputs - centre), (inputs - centre).T @ (targets - mean)
-    held_out, tested = (all_features(model, encoded).double() - centre for encoded, _ in (validation, test))
+    held_out, tested = (_all_features(model, encoded).double() - centre for encoded, _ in (validation, test))
     best, result = -1.0, 0.0
     for penalty in _RIDGE:
         weights = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=torch.float64), cross)

@@ -1,4 +1,4 @@
-"""Names of places, languages, currencies, units and times in fifteen languages, from Babel's copy of the Unicode CLDR."""
+"""Names of territories, languages, currencies, units and time zones in fifteen languages, as Babel has them."""
 
 from __future__ import annotations
 
@@ -44,17 +44,16 @@ def _names() -> Iterator[tuple[str, _Name]]:
 
 
 def _names_in(locale: Locale) -> Iterator[_Name]:
+    """What the Unicode CLDR names, without cities (hardly ever translated) and scripts (named like languages)."""
     plain: dict[str, Mapping[str, object]] = {
         "currency": locale.currencies,
         "language": locale.languages,
-        "script": locale.scripts,
         "territory": locale.territories,
     }
     for kind, names in plain.items():
         for key, text in sorted(names.items()):
             if isinstance(text, str):
                 yield _Name(kind, key, text)
-    yield from _nested("city", locale.time_zones, "city")
     yield from _nested("time zone", locale.meta_zones, "long", "standard")
     yield from _nested("unit", locale.unit_display_names, "long")
 

@@ -13,7 +13,7 @@ from plait.errors import PlaitError
 
 __all__ = ["expressions"]
 
-# Parts that every distribution of Python installs; tests, IDLE, Tk and the modules that later versions removed are not.
+# Parts that every distribution of Python installs; tests, IDLE, Tk and modules that later versions removed are not.
 _PACKAGES = (
     "asyncio",
     "collections",
@@ -37,7 +37,7 @@ _PACKAGES = (
     "xmlrpc",
     "zoneinfo",
 )
-_KINDS: dict[type[ast.expr], str] = {
+_KINDS: dict[type[ast.AST], str] = {
     ast.Attribute: "attribute",
     ast.BinOp: "arithmetic",
     ast.BoolOp: "and / or",
@@ -55,40 +55,46 @@ _SHORTEST, _LONGEST = 12, 60  # characters: long enough to hold something, short
 
 
 def expressions() -> Iterator[Row]:
-    """Yield (file, expression, kind of its outermost node), in the order of the files and of their syntax trees.
+    """Yield (file, expression on one line, kind of its outermost node), in the order of files and syntax trees.
 
     The kind cannot be read from which characters occur: a call holds comparisons, a comparison holds calls. It takes
     the order of the tokens, which the mean of a frozen encoder's outputs hardly keeps: hence a task to fine-tune for.
+
+    Raises:
+        PlaitError: Python was installed without the source of its library.
     """
-    found = False
-    for path, tree in _trees():
-        for node in ast.walk(tree):
-            kind = _KINDS.get(type(node)) if isinstance(node, ast.expr) else None
-            if kind is None or not isinstance(getattr(node, "ctx", None), ast.Load | None):
+    root = Path(sysconfig.get_paths()["stdlib"])
+    files = _files(root)
+    if not files:
+        raise PlaitError(f"no source of the standard library under {root}; the demo needs a Python with its .py files.")
+    for path in files:
+        source = path.read_bytes()
+        lines = source.splitlines()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # old escapes in the library's own strings are not ours to report
+            tree = ast.parse(source)
+        for node in _nodes(tree):
+            kind = _KINDS.get(type(node))
+            if kind is None or not isinstance(node, ast.expr) or node.lineno != node.end_lineno:
+                continue
+            if not isinstance(getattr(node, "ctx", None), ast.Load | None):
                 continue  # targets of assignments and of del are not expressions
-            text = ast.unparse(node)
+            text = lines[node.lineno - 1][node.col_offset : node.end_col_offset].decode("utf-8", "replace")
             if _SHORTEST <= len(text) <= _LONGEST:
-                found = True
-                yield Row(path, text, kind)
-    if not found:
-        raise PlaitError(
-            f"no source of the standard library under {_root()}; the testbed needs a Python installed with its .py files."
-        )
+                yield Row(path.relative_to(root).as_posix(), text, kind)
 
 
-def _trees() -> Iterator[tuple[str, ast.Module]]:
-    root = _root()
+def _files(root: Path) -> list[Path]:
+    """Source files that do not depend on how Python was built, in a fixed order."""
     paths = [path for path in root.glob("*.py") if not path.name.startswith(("_sysconfigdata", "sitecustomize"))]
     for package in _PACKAGES:
         paths += (root / package).rglob("*.py")
-    for path in sorted(paths):
-        name = path.relative_to(root).as_posix()
-        if "/test/" in name or "/tests/" in name:
-            continue
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # old escapes in the library's own strings are not ours to report
-            yield name, ast.parse(path.read_bytes())
+    return sorted(path for path in paths if not {"test", "tests"} & set(path.relative_to(root).parts))
 
 
-def _root() -> Path:
-    return Path(sysconfig.get_paths()["stdlib"])
+def _nodes(tree: ast.AST) -> Iterator[ast.AST]:
+    """All nodes below one, except inside f-strings, where Python before 3.12 reports no true positions."""
+    for child in ast.iter_child_nodes(tree):
+        if not isinstance(child, ast.JoinedStr):
+            yield child
+            yield from _nodes(child)

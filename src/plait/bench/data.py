@@ -26,9 +26,9 @@ class _Origin:
 
 # Short texts, because the time of the demo is the number of tokens that pass through the encoder.
 _ORIGINS = {
-    "py_expr": _Origin(expressions, train_cap=400, eval_cap=60),
+    "py_expr": _Origin(expressions, train_cap=250, eval_cap=60),
     "name_lang": _Origin(name_languages, train_cap=400, eval_cap=60),
-    "name_kind": _Origin(name_kinds, train_cap=800, eval_cap=110),
+    "name_kind": _Origin(name_kinds, train_cap=900, eval_cap=150),
 }
 TASKS = tuple(_ORIGINS)
 

@@ -86,7 +86,7 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
 
 def _stacked(source: Source, chain: Chain, model: Any) -> tuple[Chain, dict[str, Checkpoint], None]:
     recipe, where = source.recipe, source.document.where
-    if [step.cls.name for step in chain.steps] != ["passthrough"] or recipe.experts or recipe.base is not None:
+    if chain.combiner.cls.max_experts != 1 or recipe.experts or recipe.base is not None:
         raise RecipeError(
             f"{where(('slices',))}slices stack layers as they are: use method: passthrough, without base and experts. "
             "To merge stacks, make each a nested recipe."
@@ -267,13 +267,8 @@ def _raise_problems(problems: list[str], every: Mapping[str, Checkpoint]) -> Non
 
 
 def _copy(tensor: LazyTensor, name: str, role: Role, wanted: torch.dtype | None, origin: str) -> Job:
-    from plait.methods.passthrough import Passthrough
-
-    if wanted is not None and is_float(tensor.dtype) and tensor.dtype != wanted:
-        compute = torch.float64 if tensor.dtype == torch.float64 else torch.float32
-        entry = Entry(name, tensor.shape, wanted)
-        return Job(entry, role, (tensor,), None, (Passthrough(),), (1.0,), compute, origin)
-    return Job(Entry(name, tensor.shape, tensor.dtype), role, (tensor,), origin=origin)
+    dtype = wanted if wanted is not None and is_float(tensor.dtype) else tensor.dtype
+    return Job(Entry(name, tensor.shape, dtype), role, (tensor,), origin=origin)
 
 
 def _merge(
@@ -289,8 +284,8 @@ def _merge(
     methods = tuple(step.at(name, role, experts) for step in chain.steps)
     weights = chain.weights_at(name, role)
     sources = tuple(tensors[key] for key in experts)
-    if [m.name for m in methods] == ["passthrough"] and methods[0].scale == 1.0 and entry.dtype == sources[0].dtype:  # type: ignore[attr-defined]
-        return Job(entry, role, sources, origin=experts[0])
+    if all(method.copies for method in methods):
+        return _copy(sources[0], name, role, entry.dtype, experts[0])
     for method in methods:
         try:
             method.check(weights)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -182,12 +182,7 @@ class Evaluator:
     def block(self, job: Job, start: int, stop: int) -> Tensor:
         """Return the flat result of one block, in the output's dtype, on the CPU."""
         if job.copies:
-            raw = job.experts[0].read(start, stop)
-            if self.hashes is not None:
-                self.hashes.update(job.experts[0], start, raw)
-            if raw.dtype.is_floating_point and raw.numel() and not self.plan.recipe.allow_nonfinite:
-                _check_finite(raw, job.experts[0], start)
-            return raw
+            return self._copied(job, start, stop)
         last = len(job.methods)
         facts = self._tensor_level(job, last) | self.facts
         merged = self._run(job, self._group(job, start, stop), facts, last).merged
@@ -199,10 +194,25 @@ class Evaluator:
             _check_result(result, merged, job)
         return result
 
+    def _copied(self, job: Job, start: int, stop: int) -> Tensor:
+        source = job.experts[0]
+        raw = source.read(start, stop)
+        if self.hashes is not None:
+            self.hashes.update(source, start, raw)
+        strict = raw.dtype.is_floating_point and raw.numel() and not self.plan.recipe.allow_nonfinite
+        if strict:
+            _check_finite(raw, source, start)
+        result = raw.to(job.entry.dtype)
+        if strict:
+            _check_result(result, raw, job)
+        return result
+
     def whole(self, job: Job) -> Tensor:
         """Return a whole flat tensor."""
-        parts: Sequence[Tensor] = [self.block(job, start, stop) for start, stop in self.ranges(job)]
-        return torch.cat(list(parts)) if len(parts) != 1 else parts[0]
+        result = torch.empty(job.entry.numel, dtype=job.entry.dtype)
+        for start, stop in self.ranges(job):
+            result[start:stop] = self.block(job, start, stop)
+        return result
 
 
 def _finite(values: Tensor) -> bool:

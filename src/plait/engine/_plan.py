@@ -86,7 +86,7 @@ class Job:
     def memory(self, preferred: int) -> int:
         """Bytes of tensors in flight while this job runs."""
         if self.copies:
-            return min(max(self.entry.nbytes, 1), 1 << 23)
+            return 3 * min(max(self.entry.nbytes, 1), preferred * self.entry.dtype.itemsize)
         arrays = len(self.sources) + 2 + max(m.temporaries for m in self.methods)
         own = self.block(preferred) * self.compute.itemsize * arrays
         inner = max((getattr(source, "memory", lambda _: 0)(preferred) for source in self.sources), default=0)

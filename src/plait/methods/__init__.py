@@ -17,7 +17,7 @@ from plait.methods._parameters import (
     external,
     internal,
 )
-from plait.methods._registry import compositions, find, find_composition, methods
+from plait.methods._registry import compositions, find, find_composition, find_presets, methods
 
 __all__ = [
     "Bounds",
@@ -43,6 +43,7 @@ __all__ = [
     "external",
     "find",
     "find_composition",
+    "find_presets",
     "internal",
     "methods",
 ]

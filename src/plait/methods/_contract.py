@@ -58,6 +58,8 @@ class RoleLike(Protocol):
     @property
     def kind(self) -> str: ...
     @property
+    def stack(self) -> str: ...
+    @property
     def layer(self) -> int | None: ...
     @property
     def layers(self) -> int: ...
@@ -194,6 +196,8 @@ class Method:
     kind: ClassVar[Literal["combiner", "sparsifier", "modifier"]]
     #: uses θ₀ (combiners over plain weights do not)
     needs_base: ClassVar[bool] = True
+    #: takes θ₀ as the origin where the recipe names a base, and does without where it names none
+    optional_base: ClassVar[bool] = False
     #: uses `group.weights`; giving weights to another method is an error
     weighted: ClassVar[bool] = True
     #: the result does not depend on the order of the experts
@@ -229,6 +233,11 @@ class Method:
     @property
     def random(self) -> bool:
         """Whether the method draws random numbers with its present parameters."""
+        return False
+
+    @property
+    def copies(self) -> bool:
+        """Whether, with its present parameters, the result is the only expert unchanged: its bytes are then copied."""
         return False
 
     def unit(self, subject: Subject) -> Unit:

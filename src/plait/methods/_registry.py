@@ -8,14 +8,18 @@ from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
 from types import ModuleType
+from typing import Any, TypeAlias
 
 from plait.errors import PlaitError, UnknownMethodError, suggest
 from plait.methods._contract import Combiner, Method, Modifier, Sparsifier
 
-__all__ = ["compositions", "find", "find_composition", "methods"]
+__all__ = ["Part", "compositions", "find", "find_composition", "find_presets", "methods"]
 
 GROUP = "plait.methods"
 _KINDS = (Combiner, Sparsifier, Modifier)
+
+#: a step of a composition: a method's name, or its name and the values that take the place of its defaults there
+Part: TypeAlias = str | tuple[str, Mapping[str, Any]]
 
 
 def _defined_in(module: ModuleType) -> list[type[Method]]:
@@ -54,9 +58,9 @@ def methods() -> Mapping[str, type[Method]]:
 
 
 @cache
-def compositions() -> Mapping[str, tuple[str, ...]]:
+def compositions() -> Mapping[str, tuple[Part, ...]]:
     """Names of the field for a sequence of methods: `dare_ties` is `dare` in front of `ties`."""
-    found: dict[str, tuple[str, ...]] = {}
+    found: dict[str, tuple[Part, ...]] = {}
     for module in _modules():
         found |= getattr(module, "COMPOSITIONS", {})
     return found
@@ -79,4 +83,9 @@ def find(name: str) -> type[Method]:
 
 def find_composition(name: str) -> tuple[str, ...]:
     """Return the steps that a name stands for: itself, or the parts of a composition."""
-    return compositions().get(name, (name,))
+    return tuple(part if isinstance(part, str) else part[0] for part in compositions().get(name, (name,)))
+
+
+def find_presets(name: str) -> tuple[Mapping[str, Any], ...]:
+    """Return, for each step that a name stands for, the values that take the place of its defaults."""
+    return tuple({} if isinstance(part, str) else part[1] for part in compositions().get(name, (name,)))

@@ -30,6 +30,11 @@ class Passthrough(Combiner):
 
     scale: Annotated[Real, Doc("factor on every value")] = 1.0
 
+    @property
+    def copies(self) -> bool:
+        """Unless values are scaled."""
+        return self.scale == 1.0
+
     def merge(self, group: Group) -> Tensor:
         """Scale the only expert."""
         return group.experts[0] * self.scale

@@ -1,5 +1,6 @@
 """What a user asks for: recipes, their schema and their per-tensor values."""
 
+from plait.recipes._json_schema import json_schema
 from plait.recipes._load import Source, load_recipe
 from plait.recipes._resolve import Chain, Step, resolve_chain
 from plait.recipes._schema import CopyRule, Expert, Recipe, Selector, Slice
@@ -17,6 +18,7 @@ __all__ = [
     "Slice",
     "Source",
     "Step",
+    "json_schema",
     "load_recipe",
     "parse_size",
     "read_yaml",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,10 +17,11 @@ from plait.methods import (
     check_value,
     find,
     find_composition,
+    find_presets,
     internal,
 )
 from plait.recipes._load import Source
-from plait.recipes._values import MISSING, ByExpert, Value, parse_value
+from plait.recipes._values import MISSING, ByExpert, Constant, Value, parse_value
 
 __all__ = ["Chain", "Step", "resolve_chain"]
 
@@ -69,7 +70,7 @@ class Chain:
     @property
     def needs_base(self) -> bool:
         """Whether any step uses the base model."""
-        return any(step.cls.needs_base for step in self.steps)
+        return any(step.cls.needs_base or step.cls.optional_base for step in self.steps)
 
     def weights_at(self, name: str, role: Role) -> tuple[float, ...]:
         """The experts' weights for one tensor."""
@@ -91,52 +92,60 @@ def resolve_chain(source: Source) -> Chain:
     recipe, where = source.recipe, source.document.where
     experts = tuple(recipe.experts)
     written = _steps(source)
-    classes = [find(name) for name, _, _ in written]
+    classes = [find(name) for name, _, _, _ in written]
+    presets = [
+        {internal(key, c.parameters()): value for key, value in w[1].items()}
+        for c, w in zip(classes, written, strict=True)
+    ]
     _check_order(classes, where(("method",)))
     given: list[dict[str, tuple[Any, tuple[Any, ...]]]] = [
-        {key: (value, (*path, key)) for key, value in inline.items()} for _, inline, path in written
+        {key: (value, (*path, key)) for key, value in inline.items()} for _, _, inline, path in written
     ]
     weight: Any = MISSING
     for key, value in recipe.parameters.items():
         if key == "weight":
             weight = value
             continue
-        index, name = _owner(key, classes, where(("parameters", key)))
+        index, name = _owner(key, classes, presets, where(("parameters", key)))
         if name in given[index]:
             raise RecipeError(f"{where(('parameters', key))}{key!r} is given twice for {classes[index].name!r}.")
         given[index][name] = (value, ("parameters", key))
     steps = []
     for index, cls in enumerate(classes):
-        values = {
-            internal(key, cls.parameters()): _value(cls, key, raw, experts, where(path))
-            for key, (raw, path) in given[index].items()
-        }
+        values: dict[str, Value] = {key: Constant(value) for key, value in presets[index].items()}
+        for key, (raw, path) in given[index].items():
+            values[internal(key, cls.parameters())] = _value(cls, key, raw, experts, where(path))
         for expert, entry in recipe.experts.items():
             for key, raw in entry.parameters.items():
-                at, name = _owner(key, classes, where(("experts", expert, key)))
+                at, name = _owner(key, classes, presets, where(("experts", expert, key)))
                 if at == index:
                     _add_own(cls, values, name, expert, raw, where(("experts", expert, key)))
         steps.append(Step(cls, values))
     return Chain(tuple(steps), _weights(source, weight, classes), experts)
 
 
-def _steps(source: Source) -> list[tuple[str, dict[str, Any], tuple[Any, ...]]]:
+def _steps(source: Source) -> list[tuple[str, Mapping[str, Any], dict[str, Any], tuple[Any, ...]]]:
+    """Each step's name, the values its composition presets, those written beside it, and where it is written."""
     method = source.recipe.method
     if isinstance(method, str):
-        return [(name, {}, ("method",)) for name in find_composition(method)]
-    found: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = []
+        return [(name, preset, {}, ("method",)) for name, preset in _parts(method)]
+    found: list[tuple[str, Mapping[str, Any], dict[str, Any], tuple[Any, ...]]] = []
     for index, item in enumerate(method):
         path = ("method", index)
         if isinstance(item, str):
-            found += [(name, {}, path) for name in find_composition(item)]
+            found += [(name, preset, {}, path) for name, preset in _parts(item)]
             continue
         if len(item) != 1:
             raise RecipeError(f"{source.document.where(path)}a step is one method: write each as an item of its own.")
         ((name, parameters),) = item.items()
-        found.append((name, dict(parameters or {}), (*path, name)))
+        found.append((name, {}, dict(parameters or {}), (*path, name)))
     if not found:
         raise RecipeError(f"{source.document.where(('method',))}the list of methods is empty.")
     return found
+
+
+def _parts(name: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return zip(find_composition(name), find_presets(name), strict=True)
 
 
 def _check_order(classes: Sequence[type[Method]], where: str) -> None:
@@ -158,8 +167,13 @@ def _check_order(classes: Sequence[type[Method]], where: str) -> None:
         raise RecipeError(f"{where}{names} is out of order: sparsifiers come first, then one combiner, then modifiers.")
 
 
-def _owner(key: str, classes: Sequence[type[Method]], where: str) -> tuple[int, str]:
-    """Find the step that a parameter belongs to; `step.parameter` names it outright."""
+def _owner(
+    key: str, classes: Sequence[type[Method]], presets: Sequence[Mapping[str, Any]], where: str
+) -> tuple[int, str]:
+    """Find the step that a parameter belongs to; `step.parameter` names it outright.
+
+    Of several steps that have it, those for which a composition presets it stand back.
+    """
     if "." in key:
         step, _, name = key.partition(".")
         owners = [i for i, c in enumerate(classes) if c.name == step]
@@ -167,8 +181,9 @@ def _owner(key: str, classes: Sequence[type[Method]], where: str) -> tuple[int, 
             raise RecipeError(f"{where}{step!r} in {key!r} is no step of this recipe.")
         return owners[0], name
     owners = [i for i, c in enumerate(classes) if internal(key, c.parameters()) in c.parameters()]
-    if len(owners) == 1:
-        return owners[0], key
+    free = [i for i in owners if internal(key, classes[i].parameters()) not in presets[i]]
+    if len(owners) == 1 or len(free) == 1:
+        return (free or owners)[0], key
     if owners:
         options = " or ".join(f"{classes[i].name}.{key}" for i in owners)
         raise RecipeError(f"{where}{key!r} belongs to several steps; say {options}.")
@@ -190,8 +205,6 @@ def _value(cls: type[Method], key: str, raw: Any, experts: Sequence[str], where:
     label = f"parameter {parameter.label!r} of {cls.name!r}"
     try:
         if parameter.kind == "any":
-            from plait.recipes._values import Constant
-
             return Constant(tuple(raw) if isinstance(raw, list) else raw)
         value = parse_value(raw, label, experts=experts, per_expert=parameter.per_expert)
         if parameter.fixed and value.varies:

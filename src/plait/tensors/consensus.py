@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["agreeing", "disjoint_merge", "elect", "weighted_sum"]
+__all__ = ["agreeing", "disjoint_merge", "elect", "largest_change", "weighted_sum"]
 
 
 def weighted_sum(values: Sequence[Float[Tensor, "*n"]], weights: Sequence[float]) -> Float[Tensor, "*n"]:
@@ -58,3 +58,11 @@ def disjoint_merge(
     if combine == "mean":
         return total / torch.where(share == 0, torch.ones_like(share), share)
     return total
+
+
+def largest_change(values: Sequence[Float[Tensor, "*n"]]) -> Float[Tensor, "*n"]:
+    """Per entry the value of largest magnitude; the later one where magnitudes are equal."""
+    largest = values[0]
+    for value in values[1:]:
+        largest = torch.where(value.abs() >= largest.abs(), value, largest)
+    return largest

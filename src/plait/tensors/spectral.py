@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import math
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["SVD", "numerical_rank", "svd"]
+__all__ = ["SVD", "combine_subspaces", "gram_whitening", "numerical_rank", "polar", "rounding_floor", "svd"]
 
 
 class SVD(NamedTuple):
@@ -22,10 +24,24 @@ class SVD(NamedTuple):
         """Keep the k largest triplets."""
         return SVD(self.u[:, :k], self.s[:k], self.vh[:k])
 
+    def scaled(self, weight: float) -> SVD:
+        """The factors of weight · A: a negative sign goes into U."""
+        if weight == 1.0:
+            return self
+        return SVD(self.u * math.copysign(1.0, weight), self.s * abs(weight), self.vh)
+
+    def matrix(self) -> Float[Tensor, "m n"]:
+        """U diag(s) Vh."""
+        return (self.u * self.s) @ self.vh
+
     @property
     def rank(self) -> int:
         """Numerical rank."""
-        return numerical_rank(self.s, self.u.shape[0], self.vh.shape[1])
+        return self.rank_above()
+
+    def rank_above(self, floor: float = 0.0) -> int:
+        """Numerical rank, where values up to `floor` are known to be rounding."""
+        return numerical_rank(self.s, self.u.shape[0], self.vh.shape[1], floor)
 
 
 def svd(matrix: Float[Tensor, "m n"]) -> SVD:
@@ -34,9 +50,73 @@ def svd(matrix: Float[Tensor, "m n"]) -> SVD:
     return SVD(u, s, vh)
 
 
-def numerical_rank(values: Float[Tensor, "r"], rows: int, columns: int) -> int:  # noqa: F821
-    """Number of singular values above s₁ · max(m, n) · eps: what lies below is rounding, in an arbitrary basis."""
+def numerical_rank(
+    values: Float[Tensor, "r"],  # noqa: F821
+    rows: int,
+    columns: int,
+    floor: float = 0.0,
+) -> int:
+    """Number of singular values above s₁ · max(m, n) · eps and above `floor`.
+
+    What lies below is rounding, in an arbitrary basis.
+    """
     if not values.numel():
         return 0
     tolerance = float(values[0]) * max(rows, columns) * torch.finfo(values.dtype).eps
-    return int((values > tolerance).sum())
+    return int((values > max(tolerance, floor)).sum())
+
+
+def rounding_floor(weight: Float[Tensor, "m n"]) -> float:
+    """Largest singular value that rounding alone leaves in the difference of two weights of this size.
+
+    Entries of a random matrix of deviation ε · rms(W) have a spectral norm of about ε · rms(W) · (√m + √n). An adapter
+    that was added to a weight and is subtracted again has this noise in every direction beyond its own rank.
+    """
+    m, n = weight.shape
+    rms = float(torch.linalg.vector_norm(weight)) / math.sqrt(max(m * n, 1))
+    return torch.finfo(weight.dtype).eps * rms * (math.sqrt(m) + math.sqrt(n))
+
+
+def polar(matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """Orthonormal polar factor U Vh over the numerical rank: the partial isometry A (AᵀA)^(+1/2).
+
+    For full rank this is the closest matrix with orthonormal columns (or rows). Where columns repeat, the factor is
+    still defined: directions that the matrix does not reach stay zero instead of being filled arbitrarily.
+    """
+    factors = svd(matrix)
+    kept = factors.top(factors.rank)
+    return kept.u @ kept.vh
+
+
+def gram_whitening(columns: Float[Tensor, "m k"]) -> Float[Tensor, "k k"]:
+    """(AᵀA)^(+1/2) by an eigen-decomposition of the Gram matrix, over its numerical rank.
+
+    A (AᵀA)^(+1/2) is the polar factor at the cost of a k × k problem. Squaring the condition number makes it the less
+    exact route, so the Gram matrix is formed and decomposed in float64.
+    """
+    wide = columns.double()
+    values, basis = torch.linalg.eigh(wide.mT @ wide)
+    if not values.numel():
+        return basis.to(columns.dtype)
+    # singular values of A are square roots: what is rounding in A lies below the square of A's own tolerance
+    tolerance = (max(columns.shape) * torch.finfo(columns.dtype).eps) ** 2
+    kept = values > float(values[-1]) * max(tolerance, values.numel() * torch.finfo(torch.float64).eps)
+    inverse = torch.where(kept, values.clamp_min(torch.finfo(torch.float64).tiny), torch.inf).rsqrt()
+    return ((basis * inverse) @ basis.mT).to(columns.dtype)
+
+
+def combine_subspaces(
+    parts: Sequence[SVD], orthogonalize: Literal["svd", "gram", "none"] = "svd"
+) -> Float[Tensor, "m n"]:
+    """Sum Û diag(s) V̂ of the parts' triplets after their singular vectors have been made orthogonal to each other.
+
+    Û = polar([U₁ … U_T]) and V̂ = polar([V₁; …; V_T]); with `none` the parts are simply added up.
+    """
+    u = torch.cat([part.u for part in parts], dim=1)
+    s = torch.cat([part.s for part in parts])
+    vh = torch.cat([part.vh for part in parts])
+    if orthogonalize == "svd":
+        u, vh = polar(u), polar(vh)
+    elif orthogonalize == "gram":
+        u, vh = u @ gram_whitening(u), gram_whitening(vh.mT) @ vh
+    return (u * s) @ vh

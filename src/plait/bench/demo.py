@@ -1,0 +1,133 @@
+"""`python -m plait.bench.demo`: train three experts of a real encoder once, merge them in many ways, compare.
+
+The table has the accuracy on each task's test split with the head of the task's own expert; their mean; the mean over
+tasks of the accuracy relative to the task's own expert; and the time of the merge, from the files to the files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from plait.bench._merges import Merge, demo_merges
+from plait.bench.encoder import DEFAULT_CACHE, Settings, Testbed, build_testbed
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Result", "main", "run_merges", "table"]
+
+MergeFunction: TypeAlias = Callable[[dict[str, Any], Path], object]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One row: a model's accuracies, or the message of the error that left none."""
+
+    label: str
+    scores: dict[str, float]
+    seconds: float | None = None
+    error: str = ""
+
+    def relative(self, experts: dict[str, float]) -> float:
+        """Mean over tasks of this model's accuracy divided by that of the task's own expert."""
+        return sum(self.scores[task] / experts[task] for task in experts) / len(experts)
+
+
+def run_merges(testbed: Testbed, merges: Iterable[Merge], merge: MergeFunction) -> Iterator[Result]:
+    """Execute and evaluate each merge; what one of them raises becomes its row.
+
+    Args:
+        testbed: what is merged.
+        merges: labels and recipes.
+        merge: executes a recipe and writes the model to a path.
+    """
+    for label, recipe in merges:
+        out = testbed.folder / "merges" / re.sub(r"[^a-z0-9.]+", "_", label.lower()).strip("_")
+        start = time.perf_counter()
+        try:
+            merge(recipe, out)
+            seconds = time.perf_counter() - start
+            yield Result(label, testbed.evaluate(out), seconds)
+        except Exception as error:  # a method that fails must not take the others' rows with it
+            yield Result(label, {}, error=f"{type(error).__name__}: {error}")
+
+
+def reference_rows(testbed: Testbed) -> list[Result]:
+    """Rows for what stands without merging: a probe, the base and the experts."""
+    return [
+        Result("linear probes on the frozen base", testbed.probes()),
+        Result("base, with the experts' heads", testbed.evaluate(testbed.base)),
+        *(Result(f"expert {task}", testbed.evaluate(path)) for task, path in testbed.experts.items()),
+    ]
+
+
+def table(testbed: Testbed, sections: Iterable[Sequence[Result]]) -> Table:
+    """Lay rows out, with a line between the sections."""
+    from rich.table import Table
+    from rich.text import Text
+
+    own = {task: testbed.evaluate(path)[task] for task, path in testbed.experts.items()}
+    result = Table(title="Test accuracy (%) with each task's own head")
+    result.add_column("model", overflow="fold")
+    for name in (*own, "mean", "% of experts", "merge (s)"):
+        result.add_column(name, justify="right")
+    for rows in sections:
+        for row in rows:
+            label = Text(row.label)
+            if row.error:
+                result.add_row(label.append(f"\n{row.error}", style="red"))
+                continue
+            scores = [row.scores[task] for task in own]
+            cells = [100 * score for score in (*scores, sum(scores) / len(scores), row.relative(own))]
+            seconds = "" if row.seconds is None else f"{row.seconds:.1f}"
+            result.add_row(label, *(f"{cell:.1f}" for cell in cells), seconds)
+        result.add_section()
+    return result
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Build or load the testbed, merge, print the table; return 1 if any merge failed."""
+    parser = argparse.ArgumentParser(prog="python -m plait.bench.demo", description="Compare merges of real models.")
+    parser.add_argument(
+        "--cache", type=Path, default=DEFAULT_CACHE, help="where models are kept (default: %(default)s)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the experts' training (default: 0)")
+    options = parser.parse_args(argv)
+
+    from rich.console import Console
+
+    testbed = build_testbed(options.cache, Settings(seed=options.seed), _say)
+    _say("evaluating the base and the experts")
+    sections: list[list[Result]] = [reference_rows(testbed), []]
+    merges = demo_merges(testbed.base, testbed.experts)
+    for label, recipe in merges:
+        _say(f"merging: {label}")
+        sections[1] += run_merges(testbed, [(label, recipe)], _merge)
+    console = Console()
+    console.print(table(testbed, sections))
+    failed = sum(bool(row.error) for row in sections[1])
+    if failed:
+        _say(f"{failed} of {len(merges)} merges failed")
+    _say(f"The models are in {testbed.folder}")
+    return 1 if failed else 0
+
+
+def _merge(recipe: dict[str, Any], out: Path) -> None:
+    import plait
+
+    plait.merge(recipe, out, overwrite=True)
+
+
+def _say(line: str) -> None:
+    """Print at once, so that a pipe shows progress too."""
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

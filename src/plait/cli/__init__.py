@@ -1,0 +1,63 @@
+"""The command line: one file per verb, words only; what is done lives in the rooms below."""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from plait.errors import PlaitError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="plait",
+    help="Merge neural-network checkpoints in weight space: a recipe and some models in, one model out.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from plait import __version__
+
+        typer.echo(f"plait {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Carry the options of the program itself."""
+
+
+def _register() -> None:
+    from plait.cli import inspect, merge, methods, reproduce, schema
+
+    for module in (merge, methods, inspect, reproduce, schema):
+        module.register(app)
+
+
+_register()
+
+
+def main() -> None:
+    """Run the program; errors are one message on standard error and an exit code, never a traceback."""
+    try:
+        app()
+    except PlaitError as error:
+        _say(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        _say("interrupted. What is finished is kept: run the same command again to continue.")
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _say(text: str) -> None:
+    tty = sys.stderr.isatty()
+    print(f"\033[1;31merror:\033[0m {text}" if tty else f"error: {text}", file=sys.stderr)

@@ -1,0 +1,53 @@
+"""`plait merge`: a recipe in, a model folder out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+__all__ = ["register"]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the verb."""
+
+    @app.command()
+    def merge(
+        recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
+        output: Annotated[
+            Path | None, typer.Option("--output", "-o", help="The folder to make; it appears when it is complete.")
+        ] = None,
+        dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
+        memory: Annotated[str, typer.Option(help="Bound on tensor bytes in flight, e.g. 512MiB or 4GiB.")] = "1GiB",
+        threads: Annotated[int | None, typer.Option(help="Worker threads; all cores by default.")] = None,
+        device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")] = "cpu",
+        overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")] = False,
+        quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+    ) -> None:
+        """Merge models as a recipe says.
+
+        Killed at any moment, the same command continues where it stopped and gives the same bytes.
+        """
+        from plait._api import merge as run
+        from plait._api import plan as compile_plan
+        from plait.cli._plan_table import print_plan
+        from plait.cli._progress import Display
+        from plait.errors import RecipeError
+
+        if output is None and not dry_run:
+            raise RecipeError("say where the merged model should go: plait merge RECIPE -o FOLDER (or --dry-run).")
+        plan = compile_plan(recipe)
+        if dry_run:
+            print_plan(plan, output, memory=memory, threads=threads, device=device, overwrite=overwrite)
+            return
+        assert output is not None
+        options: dict[str, Any] = {"memory": memory, "threads": threads, "device": device, "overwrite": overwrite}
+        with Display(quiet) as display:
+            for note in plan.notes:
+                display.note(f"note: {note}")
+            result = run(plan, output, progress=display, **options)
+        if not quiet:
+            resumed = f", {result.resumed} of them from an earlier run" if result.resumed else ""
+            typer.echo(f"{output}: {len(plan.jobs)} tensors{resumed}, {plan.parameters:,} parameters, {plan.layout.nbytes / 1e6:,.1f} MB")

@@ -1,0 +1,103 @@
+"""OPCM: merge a stream of experts, each projected away from what the merged model already does."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from plait.methods._contract import Group, Paper, Scope
+from plait.methods._parameters import Doc, Fraction
+from plait.methods._spectral import Plain, SpectralCombiner, Treatment, noise, plain, weighted_deltas
+from plait.tensors.sums import Each, norm2_squared
+
+__all__ = ["Opcm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opcm(SpectralCombiner):
+    """Add the experts one after another, keeping of each only what is orthogonal to the leading merged directions.
+
+    P = τ₁; for each further expert, with P = U diag(s) V: C = Uᵀ τᵢ Vᵀ, its leading q × q block and its diagonal set to
+    zero, q = how many singular values hold the share `alpha` of Σs; P ← P + U C V (+ what lies outside U and V). Other
+    tensors are added as they are. At the end θ = θ₀ + P · n̄/‖P‖ with n̄ the experts' mean norm over the whole model.
+
+    The order of the experts is the recipe's (the authors shuffle it). `alpha: 1` removes everything inside the span of P.
+    The diagonal is removed within the numerical rank of P only: beyond it the basis is arbitrary. `head: spectral` as the
+    authors. Weights scale the deltas.
+
+    Paper: Tang et al., "Merging Models on the Fly Without Retraining: A Sequential Approach to Scalable Continual Model
+    Merging", 2025, arXiv 2501.09522.
+    """
+
+    name: ClassVar[str] = "opcm"
+    summary: ClassVar[str] = "sequential merge by orthogonal projection, with the experts' mean norm"
+    formula: ClassVar[str] = "P ← P + projected τᵢ; θ₀ + P · mean‖τᵢ‖ / ‖P‖"
+    paper: ClassVar[Paper | None] = Paper(
+        "Merging Models on the Fly Without Retraining: A Sequential Approach to Scalable Continual Model Merging",
+        "Tang et al.",
+        2025,
+        "2501.09522",
+        "tanganke/opcm",
+    )
+    symmetric: ClassVar[bool] = False
+    identity: ClassVar[Any] = {}
+
+    alpha: Annotated[Fraction, Doc("share of the merged spectrum whose directions are protected")] = 0.5
+    embeddings: Annotated[Treatment, Doc("how embedding matrices merge")] = "sum"
+    head: Annotated[Treatment, Doc("how the output head's matrix merges; the authors': spectral")] = "sum"
+    others: Annotated[Plain, Doc("how tensors that are no matrices merge")] = "sum"
+
+    @property
+    def rounds(self) -> int:
+        """One round for the norms over the model.
+
+        The authors rescale P to n̄ after every step and multiply it back by the inverse factor in the next: only the last
+        rescaling remains, and the projection does not see the scale of P. One round at the end therefore suffices.
+        """
+        return 1
+
+    @property
+    def survey_scope(self) -> Scope:
+        """Norms are the whole model's."""
+        return "model"
+
+    def survey(self, group: Group) -> Each:
+        """Squared norms of every weighted delta and of the accumulated one."""
+        return Each((Each(tuple(norm2_squared(d) for d in weighted_deltas(group))), norm2_squared(self._sum(group))))
+
+    def _sum(self, group: Group) -> Tensor:
+        treatment = self.treatment(group.subject)
+        return self.update(group) if treatment == "spectral" else plain(group, treatment)
+
+    def update(self, group: Group) -> Tensor:
+        """Accumulate the projected deltas."""
+        first, *more = weighted_deltas(group)
+        merged = first
+        for delta in more:
+            merged = merged + self._projected(group, delta, merged)
+        return merged
+
+    def _projected(self, group: Group, delta: Tensor, merged: Tensor) -> Tensor:
+        """Take out of a delta what it says along the directions of the merged one that are protected."""
+        factors = group.factor(merged)
+        u, s, vh = factors.top(factors.rank_above(noise(group)))
+        if not s.numel():
+            return delta
+        shares = s.double().cumsum(0) / s.sum(dtype=torch.float64)
+        protected = s.numel() if self.alpha >= 1 else int((shares <= self.alpha).sum())
+        core = u.mT @ delta @ vh.mT
+        removed = core.diagonal().diag()
+        removed[:protected, :protected] = core[:protected, :protected]
+        return delta - u @ removed @ vh
+
+    def merge(self, group: Group) -> Tensor:
+        """Rescale the accumulated delta to the experts' mean norm."""
+        norms, merged = group.facts[0].items
+        size = math.sqrt(float(merged))
+        mean = sum(math.sqrt(float(square)) for square in norms.items) / group.count
+        factor = mean / size if size > 0 else 1.0
+        return group.origin + self.lambda_ * factor * self._sum(group)

@@ -1,0 +1,72 @@
+"""R-TSVM: TSV-Merge with weights from outliers and ranks from sparsity, for language models."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from plait.methods._contract import Group, Paper
+from plait.methods._parameters import Doc, NonNegative
+from plait.methods._spectral import SpectralCombiner, top_factors, weighted_deltas
+from plait.tensors.spectral import combine_subspaces
+
+__all__ = ["RTsvm"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RTsvm(SpectralCombiner):
+    """Weigh experts by the mass of their outliers, share the rank by how densely they changed, then TSV-Merge.
+
+    Per matrix, with Oᵢ the entries of |τᵢ| above mean + `deviations` · standard deviation: ωᵢ = T · Σ|τᵢ[Oᵢ]| / Σⱼ Σ|τⱼ[Oⱼ]|
+    (1 where nobody has outliers); with cᵢ the number of entries above `negligible` times the experts' pooled root mean
+    square: kᵢ = ⌊min(m, n) · cᵢ / Σⱼ cⱼ⌋, at least 1; then TSV-Merge of ωᵢτᵢ with kᵢ triplets each.
+
+    Experimental: the authors' code is not public. That outliers decide the weights and sparsity the ranks is from the
+    paper; the normalisation (equal experts reduce to TSV-Merge) and the form of both thresholds are this package's.
+
+    Paper: Yang et al., "Mix Data or Merge Models? Balancing the Helpfulness, Honesty, and Harmlessness of Large Language
+    Model via Model Merging", 2025, arXiv 2502.06876.
+    """
+
+    name: ClassVar[str] = "r_tsvm"
+    summary: ClassVar[str] = "TSV-Merge, experts weighed by outliers and ranked by sparsity (experimental)"
+    formula: ClassVar[str] = "TSV-Merge of ωᵢτᵢ with kᵢ triplets each"
+    paper: ClassVar[Paper | None] = Paper(
+        "Mix Data or Merge Models? Balancing the Helpfulness, Honesty, and Harmlessness of Large Language Model",
+        "Yang et al.",
+        2025,
+        "2502.06876",
+    )
+    identity: ClassVar[Any] = {}
+
+    deviations: Annotated[NonNegative, Doc("standard deviations above the mean |τ| at which outliers begin")] = 3.0
+    negligible: Annotated[NonNegative, Doc("changes below this share of the experts' RMS count as none")] = 0.1
+
+    def update(self, group: Group) -> Tensor:
+        """Measure, weigh, and join the subspaces."""
+        deltas = weighted_deltas(group)
+        parts = top_factors(group, self._ranks(deltas))
+        shares = self._shares(deltas)
+        return combine_subspaces([part.scaled(share) for part, share in zip(parts, shares, strict=True)])
+
+    def _shares(self, deltas: Sequence[Tensor]) -> list[float]:
+        """T · (outlier mass of one expert / outlier mass of all)."""
+        masses = []
+        for delta in deltas:
+            size = delta.abs().double()
+            limit = size.mean() + self.deviations * size.std(correction=0)
+            masses.append(float((size * (size > limit)).sum()))
+        total = sum(masses)
+        return [len(deltas) * mass / total if total > 0 else 1.0 for mass in masses]
+
+    def _ranks(self, deltas: Sequence[Tensor]) -> list[int]:
+        """Ranks in proportion to the number of entries that moved; their sum fits into the matrix."""
+        squares = sum(float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2 for delta in deltas)
+        limit = self.negligible * (squares / (len(deltas) * deltas[0].numel())) ** 0.5
+        counts = [int((delta.abs() > limit).sum()) for delta in deltas]
+        room = min(deltas[0].shape)
+        return [max(1, room * count // max(sum(counts), 1)) for count in counts]

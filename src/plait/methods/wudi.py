@@ -1,0 +1,60 @@
+"""WUDI: descend on the interference that each task vector's own inputs would see."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from plait.methods._contract import Group, Paper
+from plait.methods._parameters import Doc, NonNegative, PositiveInt
+from plait.methods._spectral import SpectralCombiner, weighted_deltas
+from plait.tensors.consensus import weighted_sum
+from plait.tensors.descent import adam
+
+__all__ = ["Wudi"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wudi(SpectralCombiner):
+    """Minimise the interference Σᵢ ‖(M − τᵢ) τᵢᵀ‖² / ‖τᵢ‖² over M by a few hundred steps of Adam from Σ τᵢ.
+
+    The rows of τᵢ stand for the inputs of task i. The gradient is 2(M·C − D) with C = Σ τᵢᵀτᵢ/‖τᵢ‖² and
+    D = Σ τᵢτᵢᵀτᵢ/‖τᵢ‖², so that a step costs one (m, n) × (n, n) product whatever the number of experts. A step moves an
+    entry by at most `rate`: the update is absolute, and deltas of another size want another rate. Weights scale the
+    deltas. The authors' vision code optimises attention and MLP matrices and leaves all else at the base
+    (`others: base`, `embeddings: base`, `head: base`). `iwudi` and its kin are the closed forms.
+
+    Paper: Cheng et al., "Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via Task
+    Vectors", ICML 2025, arXiv 2503.08099.
+    """
+
+    name: ClassVar[str] = "wudi"
+    summary: ClassVar[str] = "gradient descent on the interference between task vectors, without data"
+    formula: ClassVar[str] = "θ₀ + argmin_M Σᵢ ‖(M − τᵢ) τᵢᵀ‖² / ‖τᵢ‖², stopped early"
+    paper: ClassVar[Paper | None] = Paper(
+        "Whoever Started the Interference Should End It: Guiding Data-Free Model Merging via Task Vectors",
+        "Cheng et al.",
+        2025,
+        "2503.08099",
+        "nathanielyvo/WUDI-Merging",
+    )
+    identity: ClassVar[Any] = {}
+    cost: ClassVar[Any] = "iterative"
+
+    steps: Annotated[PositiveInt, Doc("steps of Adam")] = 300
+    rate: Annotated[NonNegative, Doc("learning rate: the most an entry moves in a step")] = 1e-5
+
+    def update(self, group: Group) -> Tensor:
+        """Build C and D once, then descend."""
+        deltas = weighted_deltas(group)
+        c = d = torch.zeros(())
+        for delta in deltas:
+            square = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
+            if square > 0:
+                gram = delta.mT @ (delta / square)
+                c, d = c + gram, d + delta @ gram
+        start = weighted_sum(deltas, [1.0] * len(deltas))
+        return start if not c.ndim else adam(start, lambda m: (m @ c - d) * 2.0, self.steps, self.rate)
