@@ -30,7 +30,9 @@ POOL = 1 << 24
 SHARD = 2 << 30
 
 
-def shapes(hidden: int, layers: int, heads: int, kv: int, ffn: int, vocab: int, tied: bool) -> Iterator[tuple[str, tuple[int, ...]]]:
+def shapes(
+    hidden: int, layers: int, heads: int, kv: int, ffn: int, vocab: int, tied: bool
+) -> Iterator[tuple[str, tuple[int, ...]]]:
     """Names and shapes of a Llama."""
     width = hidden // heads
     yield "model.embed_tokens.weight", (vocab, hidden)

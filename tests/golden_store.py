@@ -1,6 +1,6 @@
 """Where golden vectors come from: a folder of them, or the digests that the project carries.
 
-The folder is named by the environment variable PLAIT_GOLDEN. A clone without one still has the small inputs and, for
+The folder is named by the environment variable PLAIT_GOLDEN; set to nothing, it means "only what is carried". A clone without one still has the small inputs and, for
 every golden, a digest: per tensor the norm of the update and its inner products with a few dozen seeded random
 directions. Two updates whose digests agree to a tolerance agree themselves, except with negligible probability.
 """
@@ -28,8 +28,8 @@ PROJECTIONS = 32
 def folder() -> Path | None:
     """The folder of golden vectors, if there is one."""
     named = os.environ.get("PLAIT_GOLDEN")
-    if named:
-        return Path(named)
+    if named is not None:
+        return Path(named) if named else None
     shared = HERE.parent.parent / "shared" / "golden" / "public"
     return shared if shared.is_dir() else None
 

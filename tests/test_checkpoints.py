@@ -13,9 +13,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from models import CONFIG, llama, save
 from safetensors.torch import save_file
 
+from models import CONFIG, llama, save
 from plait import Checkpoint
 from plait.checkpoints import Entry, Layout
 from plait.errors import (
@@ -170,10 +170,10 @@ def test_a_pickle_that_runs_code_is_not_opened(tmp_path: Path, name: str) -> Non
 
 def test_old_and_broken_torch_files(tmp_path: Path) -> None:
     torch.save(STATE, tmp_path / "old.bin", _use_new_zipfile_serialization=False)
-    with pytest.raises(CheckpointError, match="before version 1.6"):
+    with pytest.raises(CheckpointError, match=r"before version 1\.6"):
         Checkpoint.open(tmp_path / "old.bin")
     (tmp_path / "pickle.pt").write_bytes(pickle.dumps({"a": _Payload()}))
-    with pytest.raises(CheckpointError, match="before version 1.6"):
+    with pytest.raises(CheckpointError, match=r"before version 1\.6"):
         Checkpoint.open(tmp_path / "pickle.pt")
     torch.save(STATE, tmp_path / "cut.bin")
     (tmp_path / "cut.bin").write_bytes((tmp_path / "cut.bin").read_bytes()[:-400])

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 import torch
-from models import CONFIG, State, family, llama, read, save, save_family, tree
 
 import plait
+from models import CONFIG, State, family, llama, read, save, save_family, tree
 from plait.engine import Options, compile_recipe, execute
 from plait.errors import IncompatibleModelsError, MemoryBudgetError, NonFiniteError, OutputError
 
@@ -149,7 +149,10 @@ def test_tied_heads(tmp_path: Path) -> None:
     wanted = (untied["lm_head.weight"] + tied["model.embed_tokens.weight"]) / 2
     assert torch.allclose(read(tmp_path / "mixed")["lm_head.weight"], wanted)
     with pytest.raises(IncompatibleModelsError, match="lm_head"):
-        plait.merge({"method": "linear", "experts": {"a": str(tmp_path / "base"), "b": str(tmp_path / "untied")}}, tmp_path / "x")
+        plait.merge(
+            {"method": "linear", "experts": {"a": str(tmp_path / "base"), "b": str(tmp_path / "untied")}},
+            tmp_path / "x",
+        )
 
 
 def test_every_tensor_is_accounted_for(tmp_path: Path) -> None:
@@ -208,7 +211,11 @@ def test_nested_recipes_equal_two_merges(tmp_path: Path) -> None:
     names = save_family(tmp_path, base, experts)
     for inner in ({"method": "ties"}, {"method": "ties", "parameters": {"scope": "row"}}):
         inner = {**inner, "base": names["base"], "experts": {k: names["experts"][k] for k in ("e0", "e1")}}
-        nested = {"method": "slerp", "experts": {"pair": inner, "third": names["experts"]["e2"]}, "parameters": {"t": 0.3}}
+        nested = {
+            "method": "slerp",
+            "experts": {"pair": inner, "third": names["experts"]["e2"]},
+            "parameters": {"t": 0.3},
+        }
         plait.merge(nested, tmp_path / "nested", overwrite=True, threads=2)
         plait.merge(inner, tmp_path / "pair", overwrite=True)
         staged = {**nested, "experts": {"pair": str(tmp_path / "pair"), "third": names["experts"]["e2"]}}
@@ -244,7 +251,9 @@ def test_seeds_and_names_decide_random_masks() -> None:
     """Not the order of models or tensors, nor which others are there."""
     base, experts = family(2)
     both = plait.merge_state_dicts(["dare", "task_arithmetic"], {"a": experts[0], "b": experts[1]}, base, density=0.5)
-    swapped = plait.merge_state_dicts(["dare", "task_arithmetic"], {"b": experts[1], "a": experts[0]}, base, density=0.5)
+    swapped = plait.merge_state_dicts(
+        ["dare", "task_arithmetic"], {"b": experts[1], "a": experts[0]}, base, density=0.5
+    )
     assert all(torch.allclose(both[k], swapped[k], atol=1e-6) for k in both)
 
 
@@ -336,6 +345,7 @@ def test_a_journal_of_other_inputs_or_damaged_bytes_is_not_trusted(tmp_path: Pat
     names = save_family(tmp_path, base, experts)
     plan = compile_recipe({"method": "ties", **names})
     plait.merge(plan, tmp_path / "wanted")
+
     # a run that stops after everything is written, before the rename
     class Stop(BaseException):
         pass

@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import family, llama, save, save_family
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
+from models import family, llama, save, save_family
 from plait.cli import app, main
 from plait.errors import PlaitError
 
@@ -175,7 +175,9 @@ CASES: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], int, list[str]]] =
     "weights add up to 0": (
         lambda home, names: {
             "method": "linear",
-            "experts": {k: {"model": v, "weight": w} for (k, v), w in zip(names["experts"].items(), (1, -1), strict=True)},
+            "experts": {
+                k: {"model": v, "weight": w} for (k, v), w in zip(names["experts"].items(), (1, -1), strict=True)
+            },
         },
         2,
         ["add up to 0", "normalize"],
@@ -305,7 +307,15 @@ def test_the_program_prints_no_traceback(tmp_path: Path) -> None:
     """The real program, once: message on standard error, exit code, nothing else."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("method: tise\nexperts: {a: x}\n")
-    command = [sys.executable, "-c", "from plait.cli import main; main()", "merge", str(recipe), "-o", str(tmp_path / "o")]
+    command = [
+        sys.executable,
+        "-c",
+        "from plait.cli import main; main()",
+        "merge",
+        str(recipe),
+        "-o",
+        str(tmp_path / "o"),
+    ]
     found = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "NO_COLOR": "1"}, check=False)
     assert found.returncode == 2
     assert found.stdout == ""

@@ -44,13 +44,23 @@ def test_arrows_point_down(room: str) -> None:
     for path in (SOURCE / room).rglob("*.py"):
         for module in _imports(path):
             if module.split(".")[0] == "plait":
-                target = (module.split(".") + ["plait"])[1]
+                target = [*module.split("."), "plait"][1]
                 assert target in allowed, f"{path.relative_to(SOURCE)} imports {module}"
 
 
 def test_tensors_and_methods_know_no_file_device_or_thread() -> None:
     """A method is a pure function of tensors."""
-    forbidden = {"os", "io", "pathlib", "threading", "concurrent", "safetensors", "tempfile", "shutil", "multiprocessing"}
+    forbidden = {
+        "os",
+        "io",
+        "pathlib",
+        "threading",
+        "concurrent",
+        "safetensors",
+        "tempfile",
+        "shutil",
+        "multiprocessing",
+    }
     for room in ("tensors", "methods"):
         for path in (SOURCE / room).glob("*.py"):
             if path.name == "_registry.py":

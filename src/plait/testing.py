@@ -41,7 +41,7 @@ _SHAPES: dict[str, tuple[int, ...]] = {
 
 
 def sample_models(count: int, seed: int = 0) -> tuple[State, list[State]]:
-    """Return a small base and `count` experts: dense noise, a heavy tail, entries that did not move, a low-rank part."""
+    """Return a base and `count` experts: dense noise, a heavy tail, entries that did not move, a low-rank part."""
     rng = torch.Generator().manual_seed(seed)
     base = {name: torch.randn(shape, generator=rng) * 0.1 + 0.5 for name, shape in _SHAPES.items()}
     experts = []

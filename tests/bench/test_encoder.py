@@ -84,7 +84,7 @@ def test_the_table_has_a_row_for_every_merge_and_shows_errors(testbed: Testbed) 
     assert rows[0].scores == testbed.evaluate(testbed.base)
     text = StringIO()
     Console(file=text, width=200).print(table(testbed, [reference_rows(testbed), rows]))
-    assert "no [bold] today" in text.getvalue() and "linear probes" in text.getvalue()
+    assert "no [bold] today" in text.getvalue() and "probes on" in text.getvalue()
 
 
 def test_a_missing_encoder_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from golden_cases import ELEMENTWISE, Call, Meta, State
 from torch import Tensor
+
+from golden_cases import Call, Meta, State
 
 MERGEKIT_TIES = {"scope": "tensor", "trim": "exact", "zero_sign": "positive"}
 

@@ -146,6 +146,91 @@ def magnitude_pruning(meta: Meta) -> Call:
     )
 
 
+def sce(meta: Meta) -> Call:
+    mergekit = "-mergekit-" in str(meta["name"])
+    return Call(
+        "sce",
+        {
+            "select_topk": float(options(meta).get("select_topk", 1.0)),
+            "select": "deltas" if mergekit else "weights",
+            "negligible": 1e-6 if mergekit else 0.0,
+        },
+        experts=experts_of(meta),
+        threshold=True,
+    )
+
+
+def varm(meta: Meta) -> Call:
+    p = meta["parameters"]
+    assert not p.get("use_sfmax", False) and p.get("temp", 1.0) == 1.0
+    part = str(p.get("granularity", "merge_with_item")).removeprefix("merge_with_").partition("_")[0]
+    return Call(
+        "varm",
+        {
+            "granularity": {"param": "matrix", "item": "parameter"}.get(part, part),
+            "measure": "abs" if p["merge_type"] == "abs" else "square",
+            "zero_unmoved": part == "item",
+        },
+        experts=experts_of(meta),
+    )
+
+
+def sparsified(base: State, experts: list[State]) -> list[State]:
+    """What the sparse RAM goldens did to their experts first."""
+    changed = []
+    for expert in experts:
+        deltas = {key: tensor - base[key] for key, tensor in expert.items()}
+        changed.append({key: base[key] + delta * (delta.abs() > 0.02) for key, delta in deltas.items()})
+    return changed
+
+
+def ram_authors(meta: Meta) -> Call:
+    p = meta["parameters"]
+    variant = str(meta["method"]).removeprefix("ram-").removeprefix("sparse-")
+    values: dict[str, Any] = {"epsilon": p["threshold"]}
+    if variant == "arm_ties":
+        values |= {"shared": "ties", "scope": "tensor"}
+    elif variant != "arm":
+        values |= {"r": p["r"], "ratio": "active" if variant == "arm_r" else "unique"}
+    return Call("ram", values, experts=experts_of(meta), prepare=sparsified if "sparsified" in p else None)
+
+
+def ram_mergekit(meta: Meta) -> Call:
+    o = options(meta)
+    values: dict[str, Any] = {"epsilon": o.get("epsilon", 1e-5)}
+    if "ramplus" not in str(meta["name"]):
+        return Call("ram", values, experts=experts_of(meta))
+    values |= {"r": 1 + o.get("r", 0.1), "limit": o.get("alpha", 0.2)}
+    return Call("ramplus_tl", values, experts=experts_of(meta))
+
+
+def pcb(meta: Meta) -> Call:
+    p = meta["parameters"]
+    ratio = p.get("pcb_ratio", p.get("att_ratio"))
+    return Call(
+        "pcb", {"ratio": ratio, "clamp": p["clamp"], "lambda": scale(meta)}, experts=experts_of(meta), threshold=True
+    )
+
+
+def consensus(meta: Meta) -> Call:
+    p = meta["parameters"]
+    return Call(
+        "consensus_ties" if "-ties-" in str(meta["method"]) else "consensus_ta",
+        {"agreement": p["prun_thre_k"], "threshold": p["tall_mask_lambda"], "alpha": p["scaling"]},
+        experts=experts_of(meta),
+        threshold=True,
+    )
+
+
+def localize_stitch(meta: Meta) -> Call:
+    return Call(
+        "localize_stitch",
+        {"density": meta["parameters"]["sparsity"]},
+        experts=experts_of(meta),
+        threshold=True,
+    )
+
+
 CASES = {
     r"breadcrumbs-keep.*": breadcrumbs_authors,
     r"breadcrumbs(_ties)?-mergekit-.*": breadcrumbs_mergekit,
@@ -155,8 +240,18 @@ CASES = {
     r"magmax-.*": magmax,
     r"emr-fusionbench-unified_task_vector.*": emr_unified,
     r"magnitude_diff_pruning-.*": magnitude_pruning,
+    r"ram(plus_tl)?-mergekit.*": ram_mergekit,
+    r"ram-.*": ram_authors,
+    r"sce-.*": sce,
+    r"pcb-.*": pcb,
+    r"consensus-.*": consensus,
+    r"localize_stitch-dataless-.*": localize_stitch,
+    r"varm-.*": varm,
 }
 
 LEFT_OUT = {
     r"emr-fusionbench-task\d+": "one model per task: the family of EMR's masks and rescalers, not a merged model",
+    r"tall-.*-task\d+|tall_mask-.*-task\d+": "one model per task: the compressed family of TALL-masks",
+    r"tall-.*-packedmasks": "packed masks of the compressed family of TALL-masks",
+    r"localize_stitch-trained-.*": "trains its masks on data; only the dataless version is a data-free method",
 }

@@ -36,6 +36,7 @@ class Role:
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("norm", re.compile(r"norm|(?<![a-z])ln(_?\d+|_f|_pre|_post|_final)?(?![a-z])|(?<![a-z])bn\d*(?![a-z])")),
     ("router", re.compile(r"router|(?<![a-z])(mlp|moe|block_sparse_moe|feed_forward)\.gate(?!_)(?![a-z])")),
+    ("mlp", re.compile(r"(?<![a-z])mlp(?![a-z])|ffn|feed_?forward|densereludense|experts")),
     (
         "attention",
         re.compile(
@@ -46,7 +47,7 @@ _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     (
         "mlp",
         re.compile(
-            r"mlp|ffn|feed_?forward|densereludense|experts|(?<![a-z])(fc\d*|c_fc|dense_h_to_4h|dense_4h_to_h|wi(_\d)?)"
+            r"mlp|(?<![a-z])(fc\d*|c_fc|dense_h_to_4h|dense_4h_to_h|wi(_\d)?)"
             r"(?![a-z])|(?<![a-z])(gate|up|down|gate_up)_proj|intermediate\.dense|(?<![a-z])output\.dense|\.w[123](?![a-z])"
         ),
     ),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -36,7 +36,7 @@ _RIDGE = (0.1, 1.0, 10.0, 100.0)
 
 
 @contextmanager
-def fixed_threads(count: int) -> Iterator[None]:
+def fixed_threads(count: int) -> Generator[None, None, None]:
     """Compute on `count` threads: the order of sums, and with it the last digits, depends on their number."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
@@ -47,7 +47,7 @@ def fixed_threads(count: int) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None, None, None]:
     """Keep transformers' progress bars and reports away from a table on the terminal."""
     from transformers.utils import logging
 

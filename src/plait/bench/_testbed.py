@@ -24,7 +24,7 @@ _CODE = 1  # raise when a change of code changes the experts or the scores: olde
 class Schedule:
     """How long an expert is trained: optimiser steps, and texts per step."""
 
-    steps: int = 120
+    steps: int = 100
     batch: int = 48
 
 

@@ -1,7 +1,7 @@
 """`python -m plait.bench.demo`: train three experts of a real encoder once, merge them in many ways, compare.
 
 The table has the accuracy on each task's test split with the head of the task's own expert; their mean; the mean over
-tasks of the accuracy relative to the task's own expert; and the time of the merge, from the files to the files.
+tasks of the accuracy relative to the task's own expert ("% expert"); and the seconds of the merge, from files to files.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "main", "run_merges", "table"]
 
+_FILE_WIDTH = 120  # characters of a line where no terminal says how many there are
 MergeFunction: TypeAlias = Callable[[dict[str, Any], Path], object]
 
 
@@ -61,22 +62,23 @@ def run_merges(testbed: Testbed, merges: Iterable[Merge], merge: MergeFunction) 
 def reference_rows(testbed: Testbed) -> list[Result]:
     """Rows for what stands without merging: a probe, the base and the experts."""
     return [
-        Result("linear probes on the frozen base", testbed.probes()),
-        Result("base, with the experts' heads", testbed.evaluate(testbed.base)),
+        Result("probes on the frozen base", testbed.probes()),
+        Result("base", testbed.evaluate(testbed.base)),
         *(Result(f"expert {task}", testbed.evaluate(path)) for task, path in testbed.experts.items()),
     ]
 
 
 def table(testbed: Testbed, sections: Iterable[Sequence[Result]]) -> Table:
     """Lay rows out, with a line between the sections."""
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
     own = {task: testbed.evaluate(path)[task] for task, path in testbed.experts.items()}
-    result = Table(title="Test accuracy (%) with each task's own head")
+    result = Table(title="Test accuracy (%) with each task's own head", box=SIMPLE_HEAD)
     result.add_column("model", overflow="fold")
-    for name in (*own, "mean", "% of experts", "merge (s)"):
-        result.add_column(name, justify="right")
+    for name in (*own, "mean", "% expert", "seconds"):
+        result.add_column(name, justify="right", no_wrap=True)
     for rows in sections:
         for row in rows:
             label = Text(row.label)
@@ -110,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _say(f"merging: {label}")
         sections[1] += run_merges(testbed, [(label, recipe)], _merge)
     console = Console()
+    if not console.is_terminal:
+        console.width = _FILE_WIDTH
     console.print(table(testbed, sections))
     failed = sum(bool(row.error) for row in sections[1])
     if failed:

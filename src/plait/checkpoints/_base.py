@@ -51,6 +51,11 @@ class LazyTensor(ABC):
         """Tell the system that these elements will be read soon."""
         del start, stop
 
+    def memory(self, block: int) -> int:
+        """Bytes held while the tensor is read in blocks of that many elements, beyond the block itself."""
+        del block
+        return 0
+
     def load(self) -> Tensor:
         """Return the whole tensor in its own shape."""
         return self.read().reshape(self.shape)

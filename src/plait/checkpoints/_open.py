@@ -43,16 +43,18 @@ def open_checkpoint(reference: str | Path | Mapping[str, Tensor], *, relative_to
     if isinstance(reference, Mapping):
         return Checkpoint("memory", tensors_of(reference, "memory"))
     text = str(reference)
+    looked = ""
     if not text.startswith("hf://"):
         path = Path(text).expanduser()
         path = path if path.is_absolute() or relative_to is None else relative_to / path
+        looked = f" (looked at {path})"
         if path.is_dir():
             return _open_folder(path, text)
         if path.is_file():
             return _open_file(path, text)
     found = _HUB_ID.fullmatch(text)
     if found is None:
-        raise MissingModelError(f"there is no model at {text}: neither a folder nor a file (looked at {path}).")
+        raise MissingModelError(f"there is no model at {text}: neither a folder nor a file{looked}.")
     return _open_hub(found.group(1), found.group(2), text)
 
 
@@ -107,8 +109,8 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     singles = [folder / name for name in _SINGLE if (folder / name).is_file()]
     safe = [p for p in indices if ".safetensors" in p.name]
     if not safe and any(p.suffix == ".safetensors" for p in singles):
-        indices = []
-    index = (safe or indices or [None])[0]
+        indices = indices[:0]
+    index = safe[0] if safe else indices[0] if indices else None
     if len(safe) > 1:
         raise CheckpointError(
             f"{folder} holds several models: {', '.join(p.name for p in safe)}. Name a folder of one."

@@ -150,7 +150,8 @@ class _FileTensor(LazyTensor):
         view = scratch[:size]
         if size:
             what = f"tensor {self.name!r}"
-            self._file.read_bytes(self._offset + start * self.dtype.itemsize, memoryview(view.numpy()), what)
+            buffer: Any = view.numpy()
+            self._file.read_bytes(self._offset + start * self.dtype.itemsize, memoryview(buffer), what)
         return view.view(self.dtype)
 
     def prefetch(self, start: int, stop: int) -> None:

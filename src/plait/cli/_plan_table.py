@@ -40,9 +40,13 @@ def print_plan(
     dtypes = Counter(str(job.entry.dtype).removeprefix("torch.") for job in plan.jobs)
     table.add_row("dtype", ", ".join(f"{name} ({count})" for name, count in dtypes.most_common()))
     table.add_row("output", f"{plan.layout.nbytes / 1e6:,.1f} MB in {len(plan.layout.shards)} file(s)")
-    table.add_row("reads", f"{plan.read_bytes / 1e6:,.1f} MB, {plan.model_rounds} pass(es) over the models before merging")
+    table.add_row(
+        "reads", f"{plan.read_bytes / 1e6:,.1f} MB, {plan.model_rounds} pass(es) over the models before merging"
+    )
     peak = plan.memory(block, options.threads, options.memory)
-    table.add_row("memory", f"{peak / 2**20:,.0f} MiB of tensors in flight, {options.threads} thread(s), blocks of {block:,}")
+    table.add_row(
+        "memory", f"{peak / 2**20:,.0f} MiB of tensors in flight, {options.threads} thread(s), blocks of {block:,}"
+    )
     parent = existing_parent(output) if output is not None else Path.cwd()
     table.add_row("disk", f"{shutil.disk_usage(parent).free / 1e9:,.1f} GB free at {parent}")
     for note in plan.notes:

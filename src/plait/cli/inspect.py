@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated
 
 import typer
@@ -47,7 +48,7 @@ def register(app: typer.Typer) -> None:
         _print(rows, checkpoint.ties, checkpoint.label)
 
 
-def _print(rows: list[dict[str, object]], ties: dict[str, str], label: str) -> None:
+def _print(rows: Sequence[Mapping[str, object]], ties: dict[str, str], label: str) -> None:
     from collections import defaultdict
     from math import prod
     from typing import Any

@@ -50,4 +50,5 @@ def register(app: typer.Typer) -> None:
             result = run(plan, output, progress=display, **options)
         if not quiet:
             resumed = f", {result.resumed} of them from an earlier run" if result.resumed else ""
-            typer.echo(f"{output}: {len(plan.jobs)} tensors{resumed}, {plan.parameters:,} parameters, {plan.layout.nbytes / 1e6:,.1f} MB")
+            size = f"{plan.parameters:,} parameters, {plan.layout.nbytes / 1e6:,.1f} MB"
+            typer.echo(f"{output}: {len(plan.jobs)} tensors{resumed}, {size}")

@@ -85,7 +85,9 @@ def _table(chosen: list[Any]) -> None:
         from plait.methods import find_composition
 
         console.print(f"[bold]{name}[/bold] = {' → '.join(find_composition(name))}", highlight=False)
-    console.print("\n`plait methods NAME` explains one: formula, parameters with bounds and defaults, paper.", highlight=False)
+    console.print(
+        "\n`plait methods NAME` explains one: formula, parameters with bounds and defaults, paper.", highlight=False
+    )
 
 
 def _explain(cls: Any) -> None:
@@ -99,7 +101,9 @@ def _explain(cls: Any) -> None:
     console.print(f"\n  {cls.formula}\n", markup=False, highlight=False)
     console.print(inspect.getdoc(cls) or "", markup=False, highlight=False)
     needs = ["the base model" if cls.needs_base else "no base model", "no data" if not cls.statistics else "statistics"]
-    console.print(f"\nneeds {', '.join(needs)}; takes {'weights' if cls.weighted else 'no weights'}; cost: {cls.cost}\n")
+    console.print(
+        f"\nneeds {', '.join(needs)}; takes {'weights' if cls.weighted else 'no weights'}; cost: {cls.cost}\n"
+    )
     if cls.parameters():
         table = Table(box=None, header_style="bold", padding=(0, 1))
         for column in ("parameter", "type", "bounds", "default", "meaning"):

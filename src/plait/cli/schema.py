@@ -14,7 +14,8 @@ def register(app: typer.Typer) -> None:
     def schema() -> None:
         """Print the JSON schema of recipes.
 
-        With `# yaml-language-server: $schema=plait.schema.json` as a recipe's first line, editors complete and check it.
+        With `# yaml-language-server: $schema=plait.schema.json` as a recipe's first line, editors complete and
+        check it.
         """
         import json
 

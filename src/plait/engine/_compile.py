@@ -105,8 +105,8 @@ def _check_counts(source: Source, chain: Chain, models: Mapping[str, Checkpoint]
     needing = [step.cls.name for step in chain.steps if step.cls.needs_base]
     if needing and base is None:
         raise RecipeError(
-            f"{source.document.where(('method',))}{needing[0]!r} works on task vectors and needs `base:`, the model the "
-            "experts were fine-tuned from."
+            f"{source.document.where(('method',))}{needing[0]!r} works on task vectors and needs `base:`, the "
+            "model the experts were fine-tuned from."
         )
     if count < cls.min_experts or (cls.max_experts is not None and count > cls.max_experts):
         most = cls.max_experts
@@ -249,7 +249,8 @@ def _names(
     if extras:
         raise IncompatibleModelsError(
             f"{len(extras)} tensors have no counterpart in {first} ({donor.label}):\n{shorten(extras)}\n"
-            "Leave them out with `drop: [PATTERN]`, or take them from one model with `copy: [{match: PATTERN, from: NAME}]`."
+            "Leave them out with `drop: [PATTERN]`, or take them from one model with "
+            "`copy: [{match: PATTERN, from: NAME}]`."
         )
     if dropped:
         notes.append(f"{len(dropped)} tensors are left out, as `drop` asks.")
@@ -303,8 +304,9 @@ def _check_constant(chain: Chain, jobs: list[Job]) -> None:
         for key in live[0][1].constant:
             values = {getattr(method, key) for _, method in live}
             if len(values) > 1:
+                label = step.cls.parameters()[key].label
                 raise RecipeError(
-                    f"parameter {step.cls.parameters()[key].label!r} of {step.cls.name!r} must be one value over the whole "
-                    f"model, because its threshold is found over the whole model; it takes {len(values)} values. Use "
-                    "`scope: tensor` for values that differ."
+                    f"parameter {label!r} of {step.cls.name!r} takes {len(values)} values but must be one over the whole "
+                    "model, because what is surveyed with it is the whole model. Use `scope: tensor`, where the method "
+                    "has it, for values that differ."
                 )

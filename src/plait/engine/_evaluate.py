@@ -227,8 +227,8 @@ def _check_finite(values: Tensor, tensor: LazyTensor, start: int) -> None:
     index = start + int(bad.to(torch.uint8).argmax())
     kind = "NaN" if bool(torch.isnan(values).any()) else "infinity"
     raise NonFiniteError(
-        f"tensor {tensor.name!r} in {tensor.source} holds {kind}: {int(bad.sum())} of the values read so far, the first at "
-        f"flat index {index}. The model is damaged; use another, or set allow_nonfinite: true to merge it as it is."
+        f"tensor {tensor.name!r} in {tensor.source} holds {kind}: {int(bad.sum())} of the values read so far, the "
+        f"first at flat index {index}. The model is damaged; use another, or set allow_nonfinite: true to merge it as it is."
     )
 
 
@@ -237,8 +237,8 @@ def _check_result(result: Tensor, merged: Tensor, job: Job) -> None:
         return
     if _finite(merged):
         raise NonFiniteError(
-            f"tensor {job.name!r} does not fit into {job.entry.dtype}: its values reach {float(merged.abs().max()):.4g}. "
-            "Choose dtype: bfloat16 or float32."
+            f"tensor {job.name!r} does not fit into {job.entry.dtype}: its values reach "
+            f"{float(merged.abs().max()):.4g}. Choose dtype: bfloat16 or float32."
         )
     raise NonFiniteError(
         f"merging tensor {job.name!r} gave NaN or infinity although its inputs are finite; check the weights and "

@@ -19,7 +19,8 @@ _CHUNK = 1 << 20
 
 def bytes_of(values: Tensor) -> Any:
     """The raw bytes of a flat CPU tensor, without a copy."""
-    return memoryview(values.contiguous().view(torch.uint8).numpy()) if values.numel() else b""
+    buffer: Any = values.contiguous().view(torch.uint8).numpy()
+    return memoryview(buffer)
 
 
 class _Running:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -62,4 +61,4 @@ class Journal:
     def remove(self) -> None:
         """Close and delete it: the output is complete."""
         self.close()
-        os.unlink(self.path)
+        self.path.unlink()

@@ -40,7 +40,8 @@ def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
         given = source.resolve()
         if target == given or given in target.parents or target in given.parents:
             raise OutputError(
-                f"the output {out} and the input {source} are the same place or lie in one another; choose another output."
+                f"the output {out} and the input {source} are the same place or lie in one another; choose another "
+                "output."
             )
     if out.exists() or out.is_symlink():
         if not overwrite:
@@ -59,8 +60,8 @@ def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
     needed = plan.layout.nbytes + (1 << 20)
     if needed > free + held:
         raise DiskSpaceError(
-            f"the output needs {_size(needed)} but {parent} has {_size(free)} free: make room, or choose another disk or "
-            "a smaller dtype."
+            f"the output needs {_size(needed)} but {parent} has {_size(free)} free: make room, or choose another "
+            "disk or a smaller dtype."
         )
 
 

@@ -89,8 +89,7 @@ class Job:
             return 3 * min(max(self.entry.nbytes, 1), preferred * self.entry.dtype.itemsize)
         arrays = len(self.sources) + 2 + max(m.temporaries for m in self.methods)
         own = self.block(preferred) * self.compute.itemsize * arrays
-        inner = max((getattr(source, "memory", lambda _: 0)(preferred) for source in self.sources), default=0)
-        return own + inner
+        return own + max((source.memory(preferred) for source in self.sources), default=0)
 
     @property
     def rounds(self) -> int:
@@ -184,7 +183,7 @@ class Plan:
     @property
     def folders(self) -> list[Path]:
         """Folders and files that the inputs lie in."""
-        found = []
+        found: list[Path] = []
         for checkpoint in self.inputs.values():
             if checkpoint.folder is not None:
                 found.append(checkpoint.folder)

@@ -34,8 +34,8 @@ def stack_slices(parts: Sequence[tuple[Checkpoint, tuple[int, int]]], where: Seq
     for (checkpoint, (first, last)), (_, count), place in zip(parts, stacks, where, strict=True):
         if not 0 <= first < last <= count:
             raise RecipeError(
-                f"{place}layers [{first}, {last}] of {checkpoint.label}: it has {count} layers; give [first, last) with "
-                f"0 ≤ first < last ≤ {count}."
+                f"{place}layers [{first}, {last}] of {checkpoint.label}: it has {count} layers; give [first, last) "
+                f"with 0 ≤ first < last ≤ {count}."
             )
         shift = len(origin) - first
         for name, tensor in checkpoint.tensors.items():

@@ -73,12 +73,15 @@ PositiveInt: TypeAlias = Annotated[int, Bounds(ge=1)]
 NonNegativeInt: TypeAlias = Annotated[int, Bounds(ge=0)]
 
 
+Kind: TypeAlias = Literal["float", "int", "bool", "choice", "str", "any"]
+
+
 @dataclass(frozen=True)
 class Parameter:
     """What the signature says about one hyper-parameter."""
 
     name: str
-    kind: Literal["float", "int", "bool", "choice", "str", "any"]
+    kind: Kind
     default: Any
     bounds: Bounds
     choices: tuple[str, ...]
@@ -112,6 +115,9 @@ def _unwrap(hint: Any) -> tuple[Any, list[Any]]:
     return hint, extras
 
 
+_KINDS: dict[Any, Kind] = {float: "float", int: "int", bool: "bool", str: "str"}
+
+
 @cache
 def parameters_of(cls: type) -> Mapping[str, Parameter]:
     """Read the hyper-parameters of a method class from its annotated fields."""
@@ -129,13 +135,7 @@ def parameters_of(cls: type) -> Mapping[str, Parameter]:
                 hint, more = _unwrap(scalars[0])
                 extras += more
         choices = tuple(str(c) for c in get_args(hint)) if get_origin(hint) is Literal else ()
-        kinds: dict[Any, Literal["float", "int", "bool", "str"]] = {
-            float: "float",
-            int: "int",
-            bool: "bool",
-            str: "str",
-        }
-        kind = "choice" if choices else kinds.get(hint, "any")
+        kind: Kind = "choice" if choices else _KINDS.get(hint, "any")
         bounds = next((e for e in extras if isinstance(e, Bounds)), Bounds())
         doc = next((e.text for e in extras if isinstance(e, Doc)), "")
         default = field.default if field.default is not dataclasses.MISSING else None

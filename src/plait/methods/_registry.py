@@ -76,7 +76,8 @@ def find(name: str) -> type[Method]:
     if name not in known:
         everything = [*known, *compositions()]
         raise UnknownMethodError(
-            f"unknown method {name!r}.{suggest(name, everything)} `plait methods` lists all: {', '.join(sorted(known))}."
+            f"unknown method {name!r}.{suggest(name, everything)} `plait methods` explains them all: "
+            f"{', '.join(sorted(known))}."
         )
     return known[name]
 

@@ -15,7 +15,17 @@ from plait.methods._parameters import Doc, Real
 from plait.tensors.consensus import weighted_sum
 from plait.tensors.spectral import SVD, rounding_floor
 
-__all__ = ["Plain", "SpectralCombiner", "Treatment", "noise", "rank_share", "top_factors", "weighted_deltas"]
+__all__ = [
+    "Plain",
+    "SpectralCombiner",
+    "Treatment",
+    "noise",
+    "plain",
+    "rank_share",
+    "squared_norms",
+    "top_factors",
+    "weighted_deltas",
+]
 
 Plain = Literal["mean", "sum", "base"]
 Treatment = Literal["spectral", "mean", "sum", "base"]
@@ -23,7 +33,7 @@ Treatment = Literal["spectral", "mean", "sum", "base"]
 
 @dataclass(frozen=True, kw_only=True)
 class SpectralCombiner(Combiner, ABC):
-    """A combiner with a matrix step: θ = θ₀ + λ · update, where matrices get the paper's update and the rest an average.
+    """A combiner with a matrix step: θ = θ₀ + λ · update, the paper's on matrices and an average elsewhere.
 
     Matrices are the tensors of exactly two dimensions (not biases, norms, convolutions, fused stacks of experts).
     Authors of vision methods treat the embeddings and the head as matrices too; authors of language-model methods
@@ -72,6 +82,11 @@ def weighted_deltas(group: Group) -> tuple[Tensor, ...]:
     """wᵢτᵢ."""
     pairs = zip(group.deltas, group.weights, strict=True)
     return tuple(delta if weight == 1.0 else delta * weight for delta, weight in pairs)
+
+
+def squared_norms(deltas: Sequence[Tensor]) -> list[float]:
+    """‖τᵢ‖²_F, added up in float64."""
+    return [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2 for delta in deltas]
 
 
 def noise(group: Group) -> float:

@@ -58,7 +58,8 @@ class ArceeFusion(Combiner):
 
     def merge(self, group: Group) -> Tensor:
         """Choose between the two models entry by entry."""
-        first, median, third = (quantile(*group.facts, share) for share in _SHARES)
+        coarse, fine = group.facts
+        first, median, third = (quantile(coarse, fine, share) for share in _SHARES)
         limit = median + self.spread * (third - first)
         return torch.where(_importance(group).double() >= limit, group.experts[0], group.origin)
 

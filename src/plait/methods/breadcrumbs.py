@@ -50,7 +50,7 @@ class Breadcrumbs(Sparsifier):
         "rezazzr/breadcrumbs",
     )
     identity: ClassVar[Any] = {"density": 1.0, "gamma": 0.0}
-    temporaries: ClassVar[int] = 7
+    temporaries: ClassVar[int] = 10
 
     density: Annotated[Density | tuple[float, ...], PerExpert(), Doc("fraction of entries each expert keeps")] = 0.2
     gamma: Annotated[Fraction | tuple[float, ...], PerExpert(), Doc("fraction of largest entries that are dropped")] = (
@@ -80,9 +80,9 @@ class Breadcrumbs(Sparsifier):
     def _kept(self, n: int, density: float, gamma: float) -> tuple[int, int] | None:
         """First and last rank that is kept, from 1, the largest; None where nothing is."""
         if self.counts == "dropped":
-            small = int(n * round(1.0 - density - gamma, 12))
+            small = int(n * max(round(1.0 - density - gamma, 12), 0.0))
             large = int(n * round(1.0 - density, 12)) - small
-            return large + 1, min(n, n - small + 1)
+            return large + 1, min(n, n - small + 1)  # the last one dropped at the bottom stays after all
         large, kept = int(n * gamma), int(n * density)
         last = large + kept if self.remove_first else kept
         if self.crowded == "drop_less" and last > n:

@@ -49,7 +49,7 @@ class Magprune(Sparsifier):
         "declare-lab/della",
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[int] = 9
+    temporaries: ClassVar[int] = 13
 
     density: Annotated[Density | tuple[float, ...], PerExpert(), Doc("mean fraction of entries each expert keeps")] = (
         0.7

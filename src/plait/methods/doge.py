@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from plait.methods._contract import Group, Paper, Scope
 from plait.methods._parameters import Density, Doc, NonNegative, NonNegativeInt, PositiveInt
-from plait.methods._spectral import Plain, SpectralCombiner, Treatment, rank_share, top_factors
+from plait.methods._spectral import Plain, SpectralCombiner, Treatment, rank_share, squared_norms, top_factors
 from plait.methods._trim import ROUNDS, survey_thresholds, thresholds
 from plait.tensors.descent import adam
 from plait.tensors.selection import at_least
@@ -28,8 +29,8 @@ class Doge(SpectralCombiner):
     off the ⌊r/subspace⌋ directions that the experts' leading left singular vectors share most;
     θ = θ₀ + λ · Σ λᵢ · mᵢ ⊙ (τᵢ + Δ), mᵢ = the `density` largest entries of |τᵢ| over all matrices together.
 
-    `strength` is an absolute norm per matrix and expert: tune it, or λ, to the model. The steps of Adam are absolute too.
-    The authors leave everything but the layers' matrices at the base.
+    `strength` is an absolute norm per matrix and expert: tune it, or λ, to the model. The steps of Adam are absolute
+    too. The authors leave everything but the layers' matrices at the base.
 
     Paper: Wei et al., "Modeling Multi-Task Model Merging as Adaptive Projective Gradient Descent", ICML 2025,
     arXiv 2501.01230.
@@ -81,8 +82,8 @@ class Doge(SpectralCombiner):
     def update(self, group: Group) -> Tensor:
         """Scale, learn, mask, add."""
         deltas = group.deltas
-        norms = [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) for delta in deltas]
-        scales = [w * self.strength / norm if norm > 0 else 0.0 for w, norm in zip(group.weights, norms, strict=True)]
+        pairs = zip(group.weights, squared_norms(deltas), strict=True)
+        scales = [weight * self.strength / math.sqrt(square) if square > 0 else 0.0 for weight, square in pairs]
         correction = self._correction(group, scales) if self.steps else torch.zeros_like(deltas[0])
         limits: Sequence[float] = (0.0,) * group.count
         if self.rounds:
@@ -97,9 +98,10 @@ class Doge(SpectralCombiner):
         stack, reach = torch.stack(group.deltas), sum(scales)  # (T, m, n)
         gap = stack - torch.tensordot(stack.new_tensor(scales), stack, 1)
         constant = (stack * gap).sum(dim=2)  # (T, m)
-        parts = top_factors(group, [rank_share(group)] * group.count)
-        shared = svd(torch.cat([part.u for part in parts], dim=1))
-        basis = shared.top(min(shared.rank, min(group.origin.shape) // self.subspace)).u
+        # where the subspace ends its singular values lie close together: float64 keeps rounding from turning it
+        exact = group.with_deltas([delta.double() for delta in group.deltas])
+        shared = svd(torch.cat([part.u for part in top_factors(exact, [rank_share(group)] * group.count)], dim=1))
+        basis = shared.top(min(shared.rank, min(group.origin.shape) // self.subspace)).u.to(stack.dtype)
 
         def gradient(here: Tensor) -> Tensor:
             inner = constant - reach * (stack * here).sum(dim=2)

@@ -37,7 +37,7 @@ class Emr(Combiner):
         "harveyhuang18/EMR_Merging",
     )
     weighted: ClassVar[bool] = False
-    temporaries: ClassVar[int] = 6
+    temporaries: ClassVar[int] = 10
 
     lambda_: Annotated[Real, Doc("scale of the unified task vector")] = 1.0
 

@@ -33,10 +33,10 @@ class Frank(Combiner):
 
     The first expert V is the multimodal model, the second R the reasoning model, `base` the language model of both.
     With n = ‖τ‖² over all tensors of a layer, λ_V = w_V·n_V / (w_V·n_V + w_R·n_R), λ_R = 1 − λ_V and
-    θ = θ₀ + λ_V·τ_V + λ_R·τ_R. Without a prior w_V = w_R. With `attention`, the mean attention from text to image tokens
-    of every layer, or the `decay` α fitted to it: `prior: paper` is w_V = e^(−αl)/Σⱼ e^(−αj), w_R = 1 − w_V, as
-    printed; it sums to 1 over the layers, so the vision share is small in deep models. `prior: relative` is
-    w_V = aₗ/max a (e^(−αl) from l = 0 where only `decay` is given).
+    θ = θ₀ + λ_V·τ_V + λ_R·τ_R. Without a prior w_V = w_R. A prior is `attention`, the mean attention from text to image
+    tokens of every layer, or the `decay` α fitted to it; w_R = 1 − w_V. With `prior: paper`, as printed,
+    w_V = e^(−αl)/Σⱼ e^(−αj), which sums to 1 over the layers, so that the vision share is small in deep models; with
+    `prior: relative` w_V = aₗ/max a (e^(−αl) from l = 0 where only `decay` is given).
 
     Tensors outside the layers are not described in the paper; they are the first expert's. Its vision tower, which the
     others lack, is taken with a `copy` rule.
@@ -56,6 +56,7 @@ class Frank(Combiner):
     max_experts: ClassVar[int | None] = 2
     identity: ClassVar[Any] = None
     cost: ClassVar[Any] = "survey"
+    temporaries: ClassVar[int] = 6
 
     attention: Annotated[
         tuple[float, ...] | None, Doc("mean attention from text to image tokens, one number per layer")

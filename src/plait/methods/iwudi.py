@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -11,38 +10,16 @@ from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Bounds, Density, Doc, Fraction, NonNegative, PositiveInt
-from plait.methods._spectral import SpectralCombiner, weighted_deltas
+from plait.methods._spectral import SpectralCombiner, squared_norms, weighted_deltas
 from plait.tensors.consensus import weighted_sum
+from plait.tensors.spectral import normal_equations
+from plait.tensors.spectrum import RankRule, effective_rank
 
 __all__ = ["Aswudi", "Iwudi", "Swudi"]
 
 _FLOOR = 1e-8  # the authors' smallest eigenvalue
 
 Filter = Literal["exponential", "landweber", "tikhonov", "none"]
-RankRule = Literal[
-    "all",
-    "ratio",
-    "participation_sqrt",
-    "participation",
-    "entropy",
-    "stable_rank",
-    "cumvar",
-    "gavish_donoho",
-    "risk",
-    "risk_without_cross",
-    "loss_elbow",
-]
-"""How many of the largest eigenvalues λ (descending, of n) are used; the other directions stay at the start.
-
-- `all`; `ratio`: ⌈ratio · n⌉.
-- `participation_sqrt`: (Σ√λ)² / Σλ; `participation`: (Σλ)² / Σλ²; `stable_rank`: Σλ² / λ₁²;
-  `entropy`: exp of the entropy of λ/Σλ; each rounded up.
-- `cumvar`: the fewest that hold the share `level` of Σλ.
-- `gavish_donoho`: √λ above the optimal hard threshold for their median.
-- `risk`: the number that minimises ‖θC − D‖² + ‖θ‖² over truncations; `risk_without_cross`: as the authors' code, which
-  drops the cross term of the first norm.
-- `loss_elbow`: the fewest that bring ‖θC − D‖² down to the share 1 − `level` of its value at the start.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +41,7 @@ class _ClosedForm(SpectralCombiner):
     landweber_steps: Annotated[PositiveInt, Doc("steps s of the Landweber filter 1 − (1 − ηλ)^s")] = 150
     landweber_rate: Annotated[Density, Doc("its η, as a share of 1/λ₁")] = 0.9
     tikhonov: Annotated[float, Bounds(gt=0), Doc("a of the Tikhonov filter λ/(λ + a)")] = 0.01
-    rank_rule: Annotated[RankRule, Doc("how many eigen-directions are used; see the module's rules")] = "all"
+    rank_rule: Annotated[RankRule, Doc("how many eigen-directions are used; see plait.tensors.spectrum")] = "all"
     ratio: Annotated[Density, Doc("share of the directions, for ratio")] = 0.65
     level: Annotated[Fraction, Doc("level of cumvar, and of loss_elbow as a reduction")] = 0.95
     start: Annotated[Literal["sum", "mean", "zero"], Doc("M₀, where unused directions stay")] = "sum"
@@ -74,14 +51,7 @@ class _ClosedForm(SpectralCombiner):
         deltas = weighted_deltas(group)
         total = weighted_sum(deltas, [1.0] * len(deltas))
         start = {"sum": total, "mean": total / len(deltas), "zero": torch.zeros_like(total)}[self.start]
-        c = d = torch.zeros(())
-        for delta in deltas:
-            square = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
-            if square > 0:
-                gram = delta.mT @ (delta / square)
-                c, d = c + gram, d + delta @ gram
-        if not c.ndim:
-            return start
+        c, d = normal_equations(deltas, deltas, squared_norms(deltas))
         values, basis = torch.linalg.eigh(c)
         values, basis = values.flip(0).clamp_min(_FLOOR), basis.flip(1)
         began, wanted = start @ basis, d @ basis  # (m, n), one column per eigen-direction
@@ -99,29 +69,13 @@ class _ClosedForm(SpectralCombiner):
     def _count(self, values: Tensor, began: Tensor, wanted: Tensor) -> int:
         """Number of eigen-directions that are used, between 1 and all."""
         n, v = values.numel(), values.double()
-        if self.rank_rule == "all":
+        if self.rank_rule in ("risk", "risk_without_cross", "loss_elbow"):
+            return min(max(self._by_loss(v, began.double(), wanted.double()), 1), n)
+        if self.rank_rule == "all" and self.filter == "none":
             # an unfiltered direction beyond the numerical rank would be rounding divided by rounding
-            known = int((v > float(v[0]) * n * torch.finfo(values.dtype).eps).sum())
-            return n if self.filter != "none" else known
-        share = v / v.sum()
-        match self.rank_rule:
-            case "ratio":
-                count = int(n * self.ratio + 0.999)
-            case "participation_sqrt":
-                count = math.ceil(float(v.sqrt().sum() ** 2 / v.sum()))
-            case "participation":
-                count = math.ceil(float(v.sum() ** 2 / v.square().sum()))
-            case "stable_rank":
-                count = math.ceil(float(v.square().sum() / v[0] ** 2))
-            case "entropy":
-                count = math.ceil(float(torch.exp(-(share * share.log()).sum())))
-            case "cumvar":
-                count = 1 + int((share.cumsum(0) < self.level).sum())
-            case "gavish_donoho":
-                count = int((v.sqrt() > _hard_threshold(*wanted.shape) * v.sqrt().median()).sum())
-            case _:
-                count = self._by_loss(v, began.double(), wanted.double())
-        return min(max(count, 1), n)
+            return int((v > float(v[0]) * n * torch.finfo(values.dtype).eps).sum())
+        rows, columns = wanted.shape
+        return effective_rank(v, self.rank_rule, self.level, min(rows, columns) / max(rows, columns), self.ratio)
 
     def _by_loss(self, v: Tensor, began: Tensor, wanted: Tensor) -> int:
         """The rules that compare what K used directions cost, for K = 0 … n."""
@@ -139,14 +93,6 @@ class _ClosedForm(SpectralCombiner):
 def _tails(values: Tensor) -> Tensor:
     """Σ_{k ≥ K} values for K = 0 … n."""
     return torch.cat([values.flip(0).cumsum(0).flip(0), values.new_zeros(1)])
-
-
-def _hard_threshold(rows: int, columns: int) -> float:
-    """Optimal hard threshold for singular values in units of their median (Gavish and Donoho 2014)."""
-    beta = min(rows, columns) / max(rows, columns)
-    root = beta + 1.0 + math.sqrt(beta * beta + 14.0 * beta + 1.0)
-    middle = max(math.sqrt((1.0 - beta) ** 2 + beta), 1e-3) if beta < 0.9999 else math.sqrt(2.0 + math.sqrt(3.0))
-    return math.sqrt(2.0 * (beta + 1.0) + 8.0 * beta / root) / middle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,7 +125,7 @@ class Swudi(_ClosedForm):
     summary: ClassVar[str] = "WUDI in closed form, truncated to the leading eigen-directions"
 
     time: Annotated[NonNegative, Doc("t of the exponential filter 1 − exp(−λt)")] = 1300.0
-    rank_rule: Annotated[RankRule, Doc("how many eigen-directions are used; see the module's rules")] = "ratio"
+    rank_rule: Annotated[RankRule, Doc("how many eigen-directions are used; see plait.tensors.spectrum")] = "ratio"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,6 +142,6 @@ class Aswudi(_ClosedForm):
     summary: ClassVar[str] = "WUDI in closed form, truncated at a rank that each matrix's spectrum decides"
 
     filter: Annotated[Filter, Doc("how much of the way to the minimiser each eigen-direction goes")] = "none"
-    rank_rule: Annotated[RankRule, Doc("how many eigen-directions are used; see the module's rules")] = (
+    rank_rule: Annotated[RankRule, Doc("how many eigen-directions are used; see plait.tensors.spectrum")] = (
         "participation_sqrt"
     )

@@ -23,7 +23,7 @@ __all__ = ["Karcher"]
 class Karcher(Combiner):
     """Find the Riemannian mean of the tensors' directions, and give it their mean length.
 
-    On the unit sphere u ← exp_u(Σ αᵢ log_u(uᵢ)) from the normalised mean on, until the step is shorter than `tolerance`;
+    On the unit sphere u ← exp_u(Σ αᵢ log_u(uᵢ)) from the normalised mean on, until a step is shorter than `tolerance`;
     the result is (Σ αᵢ‖θᵢ‖) · u, αᵢ = wᵢ/Σ w. SLERP at t = ½ is the case of two models of equal length. Every iterate
     is a combination of the models, so the iteration runs on their Gram matrix, in float64, and the merge is
     elementwise. A tensor no longer than `tolerance` has no direction; directions that cancel start from the first.
@@ -70,7 +70,7 @@ class Karcher(Combiner):
         shares[live] = self._mean(cosines(matrix)[live][:, live], alpha[live]) / length[live]
         return weighted_sum(group.experts, (float(alpha @ length) * shares).tolist())
 
-    def _mean(self, cosine: Float[Tensor, "n n"], alpha: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+    def _mean(self, cosine: Float[Tensor, "n n"], alpha: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The mean direction Σ cᵢuᵢ, as its coefficients c."""
         alpha = alpha / alpha.sum()
         first = torch.zeros_like(alpha)
@@ -92,5 +92,5 @@ class Karcher(Combiner):
         return mean
 
 
-def _length(coefficients: Float[Tensor, "n"], cosine: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
+def _length(coefficients: Float[Tensor, " n"], cosine: Float[Tensor, "n n"]) -> Float[Tensor, ""]:
     return (coefficients @ cosine @ coefficients).clamp(min=0.0).sqrt()

@@ -53,9 +53,9 @@ class LayerSwapping(Combiner):
     top: Annotated[NonNegativeInt, Fixed(), Doc("last layers from the language expert")] = 2
     bottom_transition: Annotated[NonNegativeInt, Fixed(), Doc("averaged layers above the bottom ones")] = 1
     top_transition: Annotated[NonNegativeInt, Fixed(), Doc("averaged layers below the top ones")] = 1
-    outer: Annotated[
-        Literal["language", "task", "average"], Doc("embeddings, final norm, head: whose they are")
-    ] = "language"
+    outer: Annotated[Literal["language", "task", "average"], Doc("embeddings, final norm, head: whose they are")] = (
+        "language"
+    )
 
     def unit(self, subject: Subject) -> Unit:
         """Elementwise; the depth of the model is known here first, so this is where it is checked.
@@ -64,11 +64,11 @@ class LayerSwapping(Combiner):
             RecipeError: if the model has fewer layers than are asked for.
         """
         wanted = self.bottom + self.bottom_transition + self.top_transition + self.top
-        role = subject.role
+        role, stack = subject.role, subject.role.stack or "the model"
         if role.layer is not None and wanted > role.layers:
             raise RecipeError(
-                f"'layer_swapping' takes {wanted} layers for bottom, top and transitions, but {role.stack or 'the model'} "
-                f"has {role.layers} (tensor {subject.name}); lower them, or take these tensors with a copy rule."
+                f"'layer_swapping' takes {wanted} layers for bottom, top and transitions, but {stack} has {role.layers}"
+                f" (tensor {subject.name}); lower them, or take these tensors with a copy rule."
             )
         return "element"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor

@@ -25,9 +25,9 @@ class Opcm(SpectralCombiner):
     zero, q = how many singular values hold the share `alpha` of Σs; P ← P + U C V (+ what lies outside U and V). Other
     tensors are added as they are. At the end θ = θ₀ + P · n̄/‖P‖ with n̄ the experts' mean norm over the whole model.
 
-    The order of the experts is the recipe's (the authors shuffle it). `alpha: 1` removes everything inside the span of P.
-    The diagonal is removed within the numerical rank of P only: beyond it the basis is arbitrary. `head: spectral` as the
-    authors. Weights scale the deltas.
+    The order of the experts is the recipe's (the authors shuffle it). `alpha: 1` removes all that lies inside the span
+    of P. The diagonal is removed within the numerical rank of P only: beyond it the basis is arbitrary. The authors
+    project the head too (`head: spectral`). Weights scale the deltas.
 
     Paper: Tang et al., "Merging Models on the Fly Without Retraining: A Sequential Approach to Scalable Continual Model
     Merging", 2025, arXiv 2501.09522.
@@ -55,8 +55,8 @@ class Opcm(SpectralCombiner):
     def rounds(self) -> int:
         """One round for the norms over the model.
 
-        The authors rescale P to n̄ after every step and multiply it back by the inverse factor in the next: only the last
-        rescaling remains, and the projection does not see the scale of P. One round at the end therefore suffices.
+        The authors rescale P to n̄ after every step and undo it in the next: only the last rescaling remains, and the
+        projection does not see the scale of P. One round at the end therefore suffices.
         """
         return 1
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Doc, NonNegative, PositiveInt
-from plait.methods._spectral import SpectralCombiner, rank_share, weighted_deltas
+from plait.methods._spectral import SpectralCombiner, rank_share, squared_norms, weighted_deltas
 from plait.tensors.consensus import weighted_sum
 from plait.tensors.descent import adam, momentum
-from plait.tensors.spectral import svd
+from plait.tensors.spectral import normal_equations
 
 __all__ = ["OptMerge"]
 
@@ -24,8 +23,8 @@ class OptMerge(SpectralCombiner):
 
     k = ⌊min(m, n)/T⌋; Lᵢ = S_k V_k of τᵢ; Yᵢ = τ̄ + the k leading triplets of τᵢ − τ̄ (with `center: false`: of τᵢ).
     Full fine-tunes: Adam from Σ τᵢ, targets centred (the defaults). Adapters, in the authors' code: `center: false,
-    optimizer: sgd, rate: 1e-4, start: mean`. As in WUDI, Adam's steps are absolute. Weights scale the deltas. The authors
-    leave embeddings, head, norms and vision towers at the base.
+    optimizer: sgd, rate: 1e-4, start: mean`. As in WUDI, Adam's steps are absolute. Weights scale the deltas. The
+    authors leave embeddings, head, norms and vision towers at the base.
 
     Paper: Wei et al., "OptMerge: Unifying Multimodal LLM Capabilities and Modalities via Model Merging", ICLR 2026,
     arXiv 2505.19892.
@@ -55,16 +54,12 @@ class OptMerge(SpectralCombiner):
         deltas, kept = weighted_deltas(group), rank_share(group)
         total = weighted_sum(deltas, [1.0] * len(deltas))
         mean = total / len(deltas)
-        c = d = torch.zeros(())
-        for delta in deltas:
-            square = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
-            if square == 0:
-                continue
-            _, s, vh = svd(delta).top(kept)
-            gram = (vh.mT * (s.square() / square)) @ vh
-            center = mean if self.center else torch.zeros_like(mean)
-            target = center + svd(delta - center).top(kept).matrix()
-            c, d = c + gram, d + target @ gram
+        leading = [group.factor(delta).top(kept) for delta in deltas]
+        inputs = [part.s[:, None] * part.vh for part in leading]
+        targets = [part.matrix() for part in leading]
+        if self.center:
+            targets = [mean + group.factor(delta - mean).top(kept).matrix() for delta in deltas]
+        c, d = normal_equations(inputs, targets, squared_norms(deltas))
         start = total if self.start == "sum" else mean
         descend = adam if self.optimizer == "adam" else momentum
-        return start if not c.ndim else descend(start, lambda m: (m @ c - d) * 2.0, self.steps, self.rate)
+        return descend(start, lambda m: (m @ c - d) * 2.0, self.steps, self.rate)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Doc, NonNegative
-from plait.methods._spectral import SpectralCombiner, top_factors, weighted_deltas
+from plait.methods._spectral import SpectralCombiner, squared_norms, top_factors, weighted_deltas
 from plait.tensors.spectral import combine_subspaces
 
 __all__ = ["RTsvm"]
@@ -21,15 +21,16 @@ __all__ = ["RTsvm"]
 class RTsvm(SpectralCombiner):
     """Weigh experts by the mass of their outliers, share the rank by how densely they changed, then TSV-Merge.
 
-    Per matrix, with Oᵢ the entries of |τᵢ| above mean + `deviations` · standard deviation: ωᵢ = T · Σ|τᵢ[Oᵢ]| / Σⱼ Σ|τⱼ[Oⱼ]|
-    (1 where nobody has outliers); with cᵢ the number of entries above `negligible` times the experts' pooled root mean
-    square: kᵢ = ⌊min(m, n) · cᵢ / Σⱼ cⱼ⌋, at least 1; then TSV-Merge of ωᵢτᵢ with kᵢ triplets each.
+    Per matrix, with Oᵢ the entries of |τᵢ| above mean + `deviations` · standard deviation:
+    ωᵢ = T · Σ|τᵢ[Oᵢ]| / Σⱼ Σ|τⱼ[Oⱼ]| (1 where nobody has outliers);
+    with cᵢ the number of entries above `negligible` times the experts' pooled root mean square:
+    kᵢ = ⌊min(m, n) · cᵢ / Σⱼ cⱼ⌋, at least 1; then TSV-Merge of ωᵢτᵢ with kᵢ triplets each.
 
     Experimental: the authors' code is not public. That outliers decide the weights and sparsity the ranks is from the
     paper; the normalisation (equal experts reduce to TSV-Merge) and the form of both thresholds are this package's.
 
-    Paper: Yang et al., "Mix Data or Merge Models? Balancing the Helpfulness, Honesty, and Harmlessness of Large Language
-    Model via Model Merging", 2025, arXiv 2502.06876.
+    Paper: Yang et al., "Mix Data or Merge Models? Balancing the Helpfulness, Honesty, and Harmlessness of Large
+    Language Model via Model Merging", 2025, arXiv 2502.06876.
     """
 
     name: ClassVar[str] = "r_tsvm"
@@ -65,8 +66,7 @@ class RTsvm(SpectralCombiner):
 
     def _ranks(self, deltas: Sequence[Tensor]) -> list[int]:
         """Ranks in proportion to the number of entries that moved; their sum fits into the matrix."""
-        squares = sum(float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2 for delta in deltas)
-        limit = self.negligible * (squares / (len(deltas) * deltas[0].numel())) ** 0.5
+        limit = self.negligible * math.sqrt(sum(squared_norms(deltas)) / (len(deltas) * deltas[0].numel()))
         counts = [int((delta.abs() > limit).sum()) for delta in deltas]
         room = min(deltas[0].shape)
         return [max(1, room * count // max(sum(counts), 1)) for count in counts]

@@ -33,8 +33,8 @@ class Ties(Combiner):
     θ = θ₀ + λ · Σ wᵢτ̂ᵢ[sign = s] / Σ wᵢ[sign = s].
 
     `trim` says which entry is the last one kept of n: `inclusive` (the authors) the (n − int(n·density))-th smallest,
-    `mask_rate` (MergeLM) the int(n·(1 − density))-th smallest, `exact` (mergekit) the int(n·density)-th largest. Entries
-    that equal the threshold are kept together.
+    `mask_rate` (MergeLM) the int(n·(1 − density))-th smallest, `exact` (mergekit) the int(n·density)-th largest.
+    Entries that equal the threshold are kept together.
 
     Defaults are the authors'. mergekit's variant is `scope: tensor, trim: exact, zero_sign: positive`; MergeLM's is
     `trim: mask_rate`; MergeLLM's `scope: tensor, trim: mask_rate`.
@@ -59,7 +59,9 @@ class Ties(Combiner):
     density: Annotated[Density | tuple[float, ...], PerExpert(), Doc("fraction of entries each expert keeps")] = 0.2
     lambda_: Annotated[Real, Doc("scale of the merged task vector")] = 1.0
     scope: Annotated[Literal["model", "tensor", "row"], Doc("what the kept fraction is counted over")] = "model"
-    trim: Annotated[Literal["inclusive", "mask_rate", "exact"], Doc("how density becomes a rank, see above")] = "inclusive"
+    trim: Annotated[Literal["inclusive", "mask_rate", "exact"], Doc("how density becomes a rank, see above")] = (
+        "inclusive"
+    )
     vote: Annotated[Literal["mass", "frequency"], Doc("elect by summed values or by counted signs")] = "mass"
     zero_sign: Annotated[
         Literal["majority", "positive"], Doc("sign of an entry whose votes cancel: the scope's majority, or +")

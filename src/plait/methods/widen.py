@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -19,10 +19,11 @@ __all__ = ["Widen"]
 class Widen(Combiner):
     """Disentangle each column of a weight into magnitude and direction, and rank the columns by the change of both.
 
-    Per model the columns of a 2-D weight [out, in] are ranked by |‖W[:,j]‖ − ‖W₀[:,j]‖| and by 1 − cos(W[:,j], W₀[:,j]),
-    ranks being 0, 1/n, …, (n−1)/n. The score of a column is the softmax of its ranks over the models, or `score` where
-    its rank exceeds `ratio` times the average rank; θ = θ₀ + Σ sᵢⱼτᵢ[:,j] with s the mean of both scores. So columns that
-    changed more than average are added in full. In 1-D tensors |τ| itself stands in for the rank, per entry.
+    Per model the columns of a 2-D weight [out, in] are ranked by |‖W[:,j]‖ − ‖W₀[:,j]‖| and by the angle between W[:,j]
+    and W₀[:,j] (1 − cos), ranks being 0, 1/n, …, (n−1)/n. The score of a column is the softmax of its ranks over the
+    models, or `score` where its rank exceeds `ratio` times the average rank; θ = θ₀ + Σ sᵢⱼτᵢ[:,j] with s the mean of
+    both scores. So columns that changed more than average are added in full. In 1-D tensors |τ| itself stands in for
+    the rank, per entry.
 
     Columns of an embedding are its tokens. Tensors of more dimensions, which the authors do not treat, are matrices of
     all their dimensions after the first. A column that is zero in both models has not turned.
@@ -42,7 +43,7 @@ class Widen(Combiner):
         "yule-BUAA/MergeLLM",
     )
     weighted: ClassVar[bool] = False
-    temporaries: ClassVar[int] = 12
+    temporaries: ClassVar[int] = 8
 
     ratio: Annotated[NonNegative, Doc("how far above the average a rank must be for the fixed score")] = 1.0
     score: Annotated[NonNegative, Doc("score of what changed more than that")] = 1.0
@@ -66,7 +67,7 @@ class Widen(Combiner):
             total.addcmul_(expert - base, (0.5 * (m + d)).to(base.dtype))
         return group.origin + (total.mT if transposed else total).reshape(group.origin.shape)
 
-    def _scores(self, values: list[Float[Tensor, "*n"]]) -> Float[Tensor, "models *n"]:
+    def _scores(self, values: list[Float[Tensor, "*n"]]) -> Float[Tensor, " models *n"]:
         stacked = torch.stack(values)
         average = stacked.reshape(len(values), -1).mean(dim=1, dtype=torch.float64).to(stacked.dtype)
         limit = self.ratio * average.reshape(-1, *(1,) * (stacked.ndim - 1))
@@ -78,13 +79,13 @@ def _columns(value: Tensor, transposed: bool) -> Float[Tensor, "out in"]:
     return matrix.mT if transposed else matrix
 
 
-def _norm(matrix: Float[Tensor, "out in"]) -> Float[Tensor, "in"]:
+def _norm(matrix: Float[Tensor, "out in"]) -> Float[Tensor, " in"]:
     return torch.linalg.vector_norm(matrix, dim=0, dtype=torch.float64)
 
 
 def _changes(
     expert: Float[Tensor, "out in"], base: Float[Tensor, "out in"]
-) -> tuple[Float[Tensor, "in"], Float[Tensor, "in"]]:
+) -> tuple[Float[Tensor, " in"], Float[Tensor, " in"]]:
     """Per column: the change of its norm, and 1 − cos of the angle it has turned by.
 
     1 − cos of two nearly parallel columns is a difference in the eighth digit, hence float64: as half the squared
@@ -97,7 +98,7 @@ def _changes(
     return (ours - theirs).abs(), torch.where((ours > 0) == (theirs > 0), turned, 1.0)
 
 
-def _ranks(change: Float[Tensor, "n"]) -> Float[Tensor, "n"]:
+def _ranks(change: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Position of each column in ascending order over their number; equal ones in the order of the columns."""
     order = torch.argsort(change, stable=True)
     ranks = torch.empty_like(change)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Doc, NonNegative, PositiveInt
-from plait.methods._spectral import SpectralCombiner, weighted_deltas
+from plait.methods._spectral import SpectralCombiner, squared_norms, weighted_deltas
 from plait.tensors.consensus import weighted_sum
 from plait.tensors.descent import adam
+from plait.tensors.spectral import normal_equations
 
 __all__ = ["Wudi"]
 
@@ -22,8 +22,8 @@ class Wudi(SpectralCombiner):
     """Minimise the interference Σᵢ ‖(M − τᵢ) τᵢᵀ‖² / ‖τᵢ‖² over M by a few hundred steps of Adam from Σ τᵢ.
 
     The rows of τᵢ stand for the inputs of task i. The gradient is 2(M·C − D) with C = Σ τᵢᵀτᵢ/‖τᵢ‖² and
-    D = Σ τᵢτᵢᵀτᵢ/‖τᵢ‖², so that a step costs one (m, n) × (n, n) product whatever the number of experts. A step moves an
-    entry by at most `rate`: the update is absolute, and deltas of another size want another rate. Weights scale the
+    D = Σ τᵢτᵢᵀτᵢ/‖τᵢ‖², so that a step costs one (m, n) × (n, n) product whatever the number of experts. A step moves
+    an entry by at most `rate`: the update is absolute, and deltas of another size want another rate. Weights scale the
     deltas. The authors' vision code optimises attention and MLP matrices and leaves all else at the base
     (`others: base`, `embeddings: base`, `head: base`). `iwudi` and its kin are the closed forms.
 
@@ -50,11 +50,6 @@ class Wudi(SpectralCombiner):
     def update(self, group: Group) -> Tensor:
         """Build C and D once, then descend."""
         deltas = weighted_deltas(group)
-        c = d = torch.zeros(())
-        for delta in deltas:
-            square = float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2
-            if square > 0:
-                gram = delta.mT @ (delta / square)
-                c, d = c + gram, d + delta @ gram
+        c, d = normal_equations(deltas, deltas, squared_norms(deltas))
         start = weighted_sum(deltas, [1.0] * len(deltas))
-        return start if not c.ndim else adam(start, lambda m: (m @ c - d) * 2.0, self.steps, self.rate)
+        return adam(start, lambda m: (m @ c - d) * 2.0, self.steps, self.rate)

@@ -36,6 +36,7 @@ def json_schema() -> dict[str, Any]:
         "description": "the models to merge, by name",
         "anyOf": [{"type": "object", "additionalProperties": reference}, {"type": "array", "items": reference}],
     }
+    root["properties"]["drop"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Selector"}]}
     root["allOf"] = [_parameters(name) for name in names]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "plait recipe", **schema}
 

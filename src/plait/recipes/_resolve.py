@@ -11,7 +11,6 @@ from plait.errors import RecipeError, suggest
 from plait.methods import (
     Combiner,
     Method,
-    Modifier,
     Parameter,
     Sparsifier,
     check_value,
@@ -153,13 +152,12 @@ def _check_order(classes: Sequence[type[Method]], where: str) -> None:
     names = " → ".join(c.name for c in classes)
     if ranks.count(1) == 0:
         lone = classes[0]
-        advice = "put it in front of one" if issubclass(lone, Sparsifier) else "put it behind one"
+        before = issubclass(lone, Sparsifier)
+        advice = "in front of one" if before else "behind one"
+        example = f"[{lone.name}, task_arithmetic]" if before else f"[task_arithmetic, {lone.name}]"
         raise RecipeError(
-            f"{where}{names} holds no method that combines models: {lone.name!r} is a {lone.kind}; {advice}, as in "
-            f"method: [{lone.name}, task_arithmetic]."
-            if not issubclass(lone, Modifier)
-            else f"{where}{names} holds no method that combines models: {lone.name!r} is a modifier; put it behind one, "
-            f"as in method: [task_arithmetic, {lone.name}]."
+            f"{where}{names} holds no method that combines models: {lone.name!r} is a {lone.kind}; put it {advice}, "
+            f"as in method: {example}."
         )
     if ranks.count(1) > 1:
         raise RecipeError(f"{where}{names} holds two combiners; nest one recipe in the other instead.")

@@ -136,8 +136,8 @@ def model_card(plan: Plan) -> str:
         recipe_text(plan).rstrip(),
         "```",
         "",
-        f"`{RECIPE}` is this recipe; `{MANIFEST}` holds the content hash of every input and output tensor, the resolved "
-        "values, seeds and versions. `plait reproduce DIR` rebuilds the model and compares it.",
+        f"`{RECIPE}` is this recipe; `{MANIFEST}` holds the content hash of every input and output tensor, the "
+        "resolved values, seeds and versions. `plait reproduce DIR` rebuilds the model and compares it.",
         "",
     ]
     return "\n".join(lines)
@@ -148,7 +148,8 @@ def _row(plan: Plan, name: str, checkpoint: Checkpoint) -> str:
     weights = {job.weights[plan.chain.experts.index(name)] for job in plan.jobs if role == "expert" and _has(plan, job)}
     text = ", ".join(f"{w:g}" for w in sorted(weights)[:3]) + (" …" if len(weights) > 3 else "")
     weighted = plan.chain.combiner.cls.weighted and role == "expert"
-    return f"| {_hub_name(checkpoint)} | {role} {external(name)} | {text if weighted else ''} | {checkpoint.revision or ''} |"
+    cells = (_hub_name(checkpoint), f"{role} {external(name)}", text if weighted else "", checkpoint.revision or "")
+    return f"| {' | '.join(cells)} |"
 
 
 def _has(plan: Plan, job: Any) -> bool:

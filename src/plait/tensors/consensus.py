@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["agreeing", "disjoint_merge", "elect", "largest_change", "weighted_sum"]
+__all__ = ["agreeing", "disjoint_merge", "elect", "largest_change", "variance", "weighted_sum"]
 
 
 def weighted_sum(values: Sequence[Float[Tensor, "*n"]], weights: Sequence[float]) -> Float[Tensor, "*n"]:
@@ -66,3 +66,12 @@ def largest_change(values: Sequence[Float[Tensor, "*n"]]) -> Float[Tensor, "*n"]
     for value in values[1:]:
         largest = torch.where(value.abs() >= largest.abs(), value, largest)
     return largest
+
+
+def variance(values: Sequence[Float[Tensor, "*n"]]) -> Float[Tensor, "*n"]:
+    """Population variance per entry over the experts."""
+    mean = weighted_sum(values, [1.0] * len(values)) / len(values)
+    total = torch.zeros_like(mean)
+    for value in values:
+        total.add_((value - mean).square_())
+    return total / len(values)

@@ -50,7 +50,7 @@ def norms(matrix: Float[Tensor, "*b n n"]) -> Float[Tensor, "*b n"]:
 
 
 def cosines(matrix: Float[Tensor, "*b n n"], floor: float = 0.0) -> Float[Tensor, "*b n n"]:
-    """cos ∠(xᵢ, xⱼ) in [−1, 1] from a Gram matrix.
+    """Cos ∠(xᵢ, xⱼ) in [−1, 1] from a Gram matrix.
 
     A product of norms below `floor` counts as `floor`; a zero vector is orthogonal to everything.
     """
@@ -59,10 +59,11 @@ def cosines(matrix: Float[Tensor, "*b n n"], floor: float = 0.0) -> Float[Tensor
     return torch.where(product > 0, matrix / product, torch.zeros_like(matrix)).clamp(-1.0, 1.0)
 
 
-def slerp_shares(cosine: Float[Tensor, "*b"], t: float, colinear: float = 1e-8) -> tuple[Tensor, Tensor]:
+def slerp_shares(cosine: Float[Tensor, "*b"], t: float, colinear: float = 1e-6) -> tuple[Tensor, Tensor]:
     """Coefficients of a and b on the great circle between them: sin((1−t)ω)/sin ω and sin(tω)/sin ω.
 
-    Where |sin ω| < `colinear` they are 1 − t and t.
+    Where |sin ω| < `colinear` they are 1 − t and t: the cosine's own rounding leaves ω uncertain by 2e-8 there, which
+    is nothing between parallel vectors and everything between opposite ones.
     """
     omega = torch.acos(cosine.double())
     sine = omega.sin()

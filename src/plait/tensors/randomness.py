@@ -17,7 +17,7 @@ __all__ = ["SEGMENT", "Draws"]
 SEGMENT = 1 << 16
 
 
-def _segment(key: bytes, index: int) -> Float[Tensor, "n"]:
+def _segment(key: bytes, index: int) -> Float[Tensor, " n"]:
     """Draw one whole segment: Philox counters of a key of its own, 24 random bits a number."""
     bits = np.random.Philox(key=int.from_bytes(key, "little"), counter=[0, 0, 0, index])
     words = bits.random_raw(SEGMENT // 2).view(np.uint32)
@@ -39,7 +39,7 @@ class Draws:
     tensor: str
     replay: Callable[[str, str], Tensor] | None = None
 
-    def uniform(self, expert: str, offset: int, length: int) -> Float[Tensor, "length"]:
+    def uniform(self, expert: str, offset: int, length: int) -> Float[Tensor, " length"]:
         """Return the numbers in [0, 1) for flat elements [offset, offset + length)."""
         if self.replay is not None:
             return self.replay(self.tensor, expert).reshape(-1)[offset : offset + length]

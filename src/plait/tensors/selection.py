@@ -39,7 +39,7 @@ def magnitude_bits(values: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
 class Counts:
     """How many magnitudes fell into each bin; addition merges the counts of two sets of elements."""
 
-    bins: Int[Tensor, "bins"]
+    bins: Int[Tensor, " bins"]
 
     def __add__(self, other: Counts) -> Counts:
         return Counts(self.bins + other.bins)

@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["SVD", "combine_subspaces", "gram_whitening", "numerical_rank", "polar", "rounding_floor", "svd"]
+__all__ = [
+    "SVD",
+    "combine_subspaces",
+    "common_columns",
+    "gram_whitening",
+    "normal_equations",
+    "numerical_rank",
+    "polar",
+    "rounding_floor",
+    "svd",
+]
 
 
 class SVD(NamedTuple):
     """A = U diag(s) Vh with r = min(m, n) values in descending order."""
 
     u: Float[Tensor, "m r"]
-    s: Float[Tensor, "r"]  # noqa: F821
+    s: Float[Tensor, " r"]
     vh: Float[Tensor, "r n"]
 
     def top(self, k: int) -> SVD:
@@ -51,7 +61,7 @@ def svd(matrix: Float[Tensor, "m n"]) -> SVD:
 
 
 def numerical_rank(
-    values: Float[Tensor, "r"],  # noqa: F821
+    values: Float[Tensor, " r"],
     rows: int,
     columns: int,
     floor: float = 0.0,
@@ -120,3 +130,46 @@ def combine_subspaces(
     elif orthogonalize == "gram":
         u, vh = u @ gram_whitening(u), gram_whitening(vh.mT) @ vh
     return (u * s) @ vh
+
+
+def common_columns(
+    matrices: Sequence[Float[Tensor, "m n"]],
+    cutoff: float = 0.0,
+    factor: Callable[[Tensor], SVD] = svd,
+) -> tuple[Float[Tensor, "m p"], Float[Tensor, "p"]]:  # noqa: F821
+    """Left singular vectors of [A₁ … A_T] side by side and their values, above `cutoff` and above rounding.
+
+    Where the m × T·n matrix is wide they come from its m × m Gram matrix Σ AᵢAᵢᵀ. In float64 that resolves singular
+    values down to about 1e-8 · √max(m, n) of the largest, which is no worse than float32's own rounding of the inputs.
+    """
+    rows, columns = matrices[0].shape
+    exact = [matrix.double() for matrix in matrices]
+    if rows > columns * len(exact):
+        u, s, _ = factor(torch.cat(exact, dim=1))
+    else:
+        gram = exact[0] @ exact[0].mT
+        for matrix in exact[1:]:
+            gram.addmm_(matrix, matrix.mT)
+        u, s, _ = factor(gram)
+        s = s.sqrt()
+    largest = float(s[0]) if s.numel() else 0.0
+    noise = largest * math.sqrt(max(rows, columns) * torch.finfo(torch.float64).eps)
+    kept = int((s > max(cutoff, noise)).sum())
+    return u[:, :kept].to(matrices[0].dtype), s[:kept].to(matrices[0].dtype)
+
+
+def normal_equations(
+    inputs: Sequence[Float[Tensor, "k n"]], targets: Sequence[Float[Tensor, "m n"]], squares: Sequence[float]
+) -> tuple[Float[Tensor, "n n"], Float[Tensor, "m n"]]:
+    """C = Σ XᵢᵀXᵢ/sᵢ and D = Σ Yᵢ XᵢᵀXᵢ/sᵢ: the M with M C = D minimises Σ ‖(M − Yᵢ) Xᵢᵀ‖²/sᵢ.
+
+    Terms with sᵢ = 0 are left out.
+    """
+    n = targets[0].shape[1]
+    c, d = targets[0].new_zeros(n, n), torch.zeros_like(targets[0])
+    for x, y, square in zip(inputs, targets, squares, strict=True):
+        if square > 0:
+            gram = x.mT @ (x / square)
+            c.add_(gram)
+            d.addmm_(y, gram)
+    return c, d

@@ -1,0 +1,72 @@
+"""Rotations as points of a linear space: orthogonal Procrustes and the Cayley transform.
+
+Everything here expects float64: a rotation close to the identity differs from it by less than float32 can tell.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from plait.tensors.spectral import SVD, svd
+
+__all__ = ["cayley", "closest_rotation", "mean_skew", "rotation_of"]
+
+#: singular values below this share of the largest are rounding of the weights: their directions mean nothing
+_RANK = 1e-5
+#: |1 + λ|² that an eigenvalue of a rotation must keep from −1, where the Cayley transform has its pole
+_POLE = 1e-6
+
+
+def closest_rotation(factors: SVD) -> Float[Tensor, "n n"] | None:
+    """The rotation R that maximises tr(RᵀM), from the SVD of a square M = W₀ᵀT; None where it is ill-defined.
+
+    R = U₁V₁ᵀ on the numerical range of M. On its null space every orthogonal map is as good; the one closest to the
+    identity, N_U polar(N_UᵀN_V) N_Vᵀ, is chosen there, so that directions the weights do not see stay where they are.
+    A reflection is turned into a rotation along the direction that matters least. A rotation that turns something by
+    nearly 180° has no stable Cayley transform and is refused.
+    """
+    size = factors.s.numel()
+    if not size or not float(factors.s[0]) > 0:
+        return None
+    rank = int((factors.s > _RANK * factors.s[0]).sum())
+    left, right = factors.u, factors.vh.mT
+    if rank < size:
+        null = svd(left[:, rank:].mT @ right[:, rank:])
+        left = torch.cat([left[:, :rank], left[:, rank:] @ null.u], dim=1)
+        right = torch.cat([right[:, :rank], right[:, rank:] @ null.vh.mT], dim=1)
+    rotation = left @ right.mT
+    if float(torch.linalg.slogdet(rotation).sign) < 0:
+        rotation = rotation - 2.0 * torch.outer(left[:, -1], right[:, -1])
+    # for an eigenvalue λ = e^{iφ}, |1 + λ|² = 2 + 2 cos φ, and cos φ is an eigenvalue of the symmetric part
+    symmetric = 0.5 * (rotation + rotation.mT)
+    symmetric.diagonal().add_(1.0 - 0.5 * _POLE)
+    return rotation if int(torch.linalg.cholesky_ex(symmetric).info) == 0 else None
+
+
+def cayley(rotation: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """(R + I)⁻¹(R − I), the skew-symmetric matrix of a rotation."""
+    eye = torch.eye(rotation.shape[0], dtype=rotation.dtype, device=rotation.device)
+    skew = torch.linalg.solve(rotation + eye, rotation - eye)
+    return 0.5 * (skew - skew.mT)
+
+
+def rotation_of(skew: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """(I − A)⁻¹(I + A), the rotation of a skew-symmetric matrix."""
+    eye = torch.eye(skew.shape[0], dtype=skew.dtype, device=skew.device)
+    return torch.linalg.solve(eye - skew, eye + skew)
+
+
+def mean_skew(skews: Sequence[Float[Tensor, "n n"]]) -> Float[Tensor, "n n"]:
+    """The direction of ΣAᵢ at the mean length of the Aᵢ; 0 where they cancel."""
+    total = torch.zeros_like(skews[0])
+    for skew in skews:
+        total.add_(skew)
+    size = float(torch.linalg.vector_norm(total))
+    if size < 1e-8:
+        return torch.zeros_like(total)
+    length = sum(float(torch.linalg.vector_norm(skew)) for skew in skews) / len(skews)
+    return total * (length / size)
