@@ -1,8 +1,9 @@
 """Where golden vectors come from: a folder of them, or the digests that the project carries.
 
-The folder is named by the environment variable PLAIT_GOLDEN; set to nothing, it means "only what is carried". A clone without one still has the small inputs and, for
-every golden, a digest: per tensor the norm of the update and its inner products with a few dozen seeded random
-directions. Two updates whose digests agree to a tolerance agree themselves, except with negligible probability.
+The folder is named by the environment variable PLAIT_GOLDEN; set to nothing, it means "only what is carried". A clone
+without one still has the small inputs and, for every golden, a digest: per tensor the norm of the update and its inner
+products with a few dozen seeded random directions. Two updates whose digests agree to a tolerance agree themselves,
+except with negligible probability.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-import golden_store as store
 import torch
+
+import golden_store as store
 from golden_cases import builder
 
 

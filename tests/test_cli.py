@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from models import family, save_family
 from typer.testing import CliRunner
 
+from models import family, save_family
 from plait.cli import app
 from plait.methods import compositions, methods
 
 
 def _run(*arguments: str) -> str:
-    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
+    result = CliRunner().invoke(app, list(arguments), catch_exceptions=False, env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     return result.output
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from models import family, llama, read, save, save_family
 from safetensors import safe_open
 from typer.testing import CliRunner
 
 import plait
+from models import family, llama, read, save, save_family
 from plait.cli import app
 from plait.errors import ReproductionError
 from plait.reports._card import strictest_licence

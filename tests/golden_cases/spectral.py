@@ -112,8 +112,9 @@ def closed_form(meta: Meta) -> Call:
         rule, _, level = re.fullmatch(r"([a-z_]+?)(_([0-9.]+))?", o["auto_rank_method"]).groups()  # type: ignore[union-attr]
         if level is not None:
             parameters["level"] = float(level) if rule == "cumvar" else 1 - float(level)
-        # the authors' risk drops a cross term; ours is exact unless asked
-        parameters["rank_rule"] = {"wudi_risk": "risk_without_cross"}.get(rule, rule)
+        # the authors' risk drops a cross term and their threshold has another median; ours do not unless asked
+        theirs = {"wudi_risk": "risk_without_cross", "gavish_donoho": "gavish_donoho_loose"}
+        parameters["rank_rule"] = theirs.get(rule, rule)
     return call(str(meta["name"]).split("-")[0], meta, parameters)
 
 

@@ -533,6 +533,9 @@ def test_karcher_is_the_fixed_point_of_the_iteration_on_whole_vectors() -> None:
     x *= np.array([1.0, 2.0, 0.5, 1.5])[:, None]
     merged = merge("karcher", [{"w": torch.tensor(row)} for row in x], max_iter=200, tolerance=1e-13)["w"]
     same(merged, karcher_by_hand(x), 1e-10)
+    for steps in (1, 2, 3):
+        early = merge("karcher", [{"w": torch.tensor(row)} for row in x], max_iter=steps, tolerance=1e-13)["w"]
+        same(early, karcher_by_hand(x, steps), 1e-12)
     assert float(merged.norm()) == pytest.approx(np.linalg.norm(x, axis=1).mean(), rel=1e-12)
     backwards = merge("karcher", [{"w": torch.tensor(row)} for row in x[::-1]], max_iter=200, tolerance=1e-13)["w"]
     same(backwards, merged, 1e-12)

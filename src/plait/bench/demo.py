@@ -100,11 +100,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cache", type=Path, default=DEFAULT_CACHE, help="where models are kept (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the experts' training (default: 0)")
+    parser.add_argument("--threads", type=int, default=2, help="threads that train and evaluate (default: 2)")
     options = parser.parse_args(argv)
 
     from rich.console import Console
 
-    testbed = build_testbed(options.cache, Settings(seed=options.seed), _say)
+    testbed = build_testbed(options.cache, Settings(seed=options.seed, threads=options.threads), _say)
     _say("evaluating the base and the experts")
     sections: list[list[Result]] = [reference_rows(testbed), []]
     merges = demo_merges(testbed.base, testbed.experts)

@@ -78,8 +78,8 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
     if recipe.slices is not None:
         chain, models, base = _stacked(source, chain, model)
     else:
-        models = {name: model(entry.model, name) for name, entry in recipe.experts.items()}
         base = model(recipe.base, "base") if recipe.base is not None else None
+        models = {name: model(entry.model, name) for name, entry in recipe.experts.items()}
     _check_counts(source, chain, models, base)
     return _align(source, chain, models, base, dict(opener.inputs), nested, bool(prefix))
 
@@ -306,7 +306,7 @@ def _check_constant(chain: Chain, jobs: list[Job]) -> None:
             if len(values) > 1:
                 label = step.cls.parameters()[key].label
                 raise RecipeError(
-                    f"parameter {label!r} of {step.cls.name!r} takes {len(values)} values but must be one over the whole "
-                    "model, because what is surveyed with it is the whole model. Use `scope: tensor`, where the method "
-                    "has it, for values that differ."
+                    f"parameter {label!r} of {step.cls.name!r} takes {len(values)} values but must be one over the "
+                    "whole model, because what is surveyed with it is the whole model. Use `scope: tensor`, where the "
+                    "method has it, for values that differ."
                 )

@@ -228,7 +228,8 @@ def _check_finite(values: Tensor, tensor: LazyTensor, start: int) -> None:
     kind = "NaN" if bool(torch.isnan(values).any()) else "infinity"
     raise NonFiniteError(
         f"tensor {tensor.name!r} in {tensor.source} holds {kind}: {int(bad.sum())} of the values read so far, the "
-        f"first at flat index {index}. The model is damaged; use another, or set allow_nonfinite: true to merge it as it is."
+        f"first at flat index {index}. The model is damaged; use another, or set allow_nonfinite: true to merge it "
+        "as it is."
     )
 
 

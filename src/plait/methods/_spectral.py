@@ -42,7 +42,7 @@ class SpectralCombiner(Combiner, ABC):
     """
 
     cost: ClassVar[Any] = "spectral"
-    temporaries: ClassVar[int] = 16
+    temporaries: ClassVar[int] = 20
 
     lambda_: Annotated[Real, Doc("scale of the merged task vector, of every tensor")] = 1.0
     embeddings: Annotated[Treatment, Doc("how embedding matrices merge; vision authors: spectral")] = "mean"
@@ -105,5 +105,6 @@ def top_factors(group: Group, ranks: Sequence[int]) -> list[SVD]:
     parts = []
     for delta, weight, rank in zip(group.deltas, group.weights, ranks, strict=True):
         factors = group.factor(delta)
-        parts.append(factors.top(min(rank, factors.rank_above(floor))).scaled(weight))
+        parts.append(factors.top(min(rank, factors.rank_above(floor))).compact().scaled(weight))
+        del factors  # T full pairs of U and V at once would be most of the memory
     return parts

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from plait.methods._contract import Group, Paper, Scope
 from plait.methods._parameters import Density, Doc, NonNegative, NonNegativeInt, PositiveInt
-from plait.methods._spectral import Plain, SpectralCombiner, Treatment, rank_share, squared_norms, top_factors
+from plait.methods._spectral import Plain, SpectralCombiner, Treatment, noise, rank_share, squared_norms
 from plait.methods._trim import ROUNDS, survey_thresholds, thresholds
+from plait.tensors.consensus import weighted_sum
 from plait.tensors.descent import adam
 from plait.tensors.selection import at_least
 from plait.tensors.spectral import svd
@@ -48,6 +49,7 @@ class Doge(SpectralCombiner):
     )
     identity: ClassVar[Any] = None
     cost: ClassVar[Any] = "iterative"
+    temporaries: ClassVar[int] = 36
 
     strength: Annotated[NonNegative, Doc("norm that each expert's matrix is scaled to")] = 0.07
     density: Annotated[Density, Doc("share of all matrices' entries that each expert keeps")] = 0.3
@@ -95,19 +97,29 @@ class Doge(SpectralCombiner):
 
     def _correction(self, group: Group, scales: Sequence[float]) -> Tensor:
         """Descend on the rows' squared inner products, off the shared subspace."""
-        stack, reach = torch.stack(group.deltas), sum(scales)  # (T, m, n)
-        gap = stack - torch.tensordot(stack.new_tensor(scales), stack, 1)
-        constant = (stack * gap).sum(dim=2)  # (T, m)
-        # where the subspace ends its singular values lie close together: float64 keeps rounding from turning it
-        exact = group.with_deltas([delta.double() for delta in group.deltas])
-        shared = svd(torch.cat([part.u for part in top_factors(exact, [rank_share(group)] * group.count)], dim=1))
-        basis = shared.top(min(shared.rank, min(group.origin.shape) // self.subspace)).u.to(stack.dtype)
+        deltas, reach = group.deltas, sum(scales)
+        total = weighted_sum(deltas, scales)
+        targets = [(delta * (delta - total)).sum(dim=1) for delta in deltas]  # (m,) each
+        basis = self._shared(group)
 
         def gradient(here: Tensor) -> Tensor:
-            inner = constant - reach * (stack * here).sum(dim=2)
             slope = torch.zeros_like(here)
-            for row, delta in zip(inner, stack, strict=True):
-                slope.addcmul_(row[:, None], delta, value=-2.0 * reach)
+            for delta, target in zip(deltas, targets, strict=True):
+                inner = target - reach * (delta * here).sum(dim=1)
+                slope.addcmul_(inner[:, None], delta, value=-2.0 * reach)
             return slope - basis @ (basis.mT @ slope)
 
-        return adam(torch.zeros_like(stack[0]), gradient, self.steps, self.rate)
+        return adam(torch.zeros_like(total), gradient, self.steps, self.rate)
+
+    def _shared(self, group: Group) -> Tensor:
+        """The directions of the output that most of the experts' leading left singular vectors point to, (m, p).
+
+        Singular values lie close together where the subspace ends: float64 keeps rounding from turning it.
+        """
+        kept, floor = rank_share(group), noise(group)
+        columns = []
+        for delta in group.deltas:
+            factors = group.factor(delta.double())
+            columns.append(factors.u[:, : min(kept, factors.rank_above(floor))].clone())
+        factors = svd(torch.cat(columns, dim=1))
+        return factors.top(min(factors.rank, min(group.origin.shape) // self.subspace)).u.to(group.origin.dtype)

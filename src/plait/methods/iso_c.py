@@ -51,6 +51,7 @@ class IsoC(SpectralCombiner):
         "danielm1405/iso-merging",
     )
     identity: ClassVar[Any] = None
+    temporaries: ClassVar[int] = 12
 
     rank: Annotated[PositiveInt | None, Doc("rank of each expert, where they are adapters; none: measured")] = None
 

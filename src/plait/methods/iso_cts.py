@@ -36,6 +36,7 @@ class IsoCts(SpectralCombiner):
     formula: ClassVar[str] = "θ₀ + λ · mean(s̃) · polar([Uᵢ, U_c]) polar([Vᵢ; V_c])"
     paper: ClassVar[Paper | None] = IsoC.paper
     identity: ClassVar[Any] = None
+    temporaries: ClassVar[int] = 18
 
     common: Annotated[Fraction, Doc("share of the directions that belong to the common space")] = 0.8
     rank: Annotated[PositiveInt | None, Doc("rank of each expert, where they are adapters; none: measured")] = None
@@ -49,7 +50,7 @@ class IsoCts(SpectralCombiner):
         u, s, vh = [shared.u], [shared.s], [shared.vh]
         for delta in weighted_deltas(group) if specific else ():
             own = group.factor(delta - shared.u @ (shared.u.mT @ delta))
-            own = own.top(min(specific, own.rank_above(noise(group))))
+            own = own.top(min(specific, own.rank_above(noise(group)))).compact()
             u, s, vh = [*u, own.u], [*s, own.s], [*vh, own.vh]
         values = torch.cat(s)
         flat = values.mean() if values.numel() else 0.0

@@ -35,6 +35,7 @@ class _ClosedForm(SpectralCombiner):
         "WalkerWorldPeace/MLLMerging",
     )
     identity: ClassVar[Any] = {}
+    temporaries: ClassVar[int] = 18
 
     filter: Annotated[Filter, Doc("how much of the way to the minimiser each eigen-direction goes")] = "exponential"
     time: Annotated[NonNegative, Doc("t of the exponential filter 1 − exp(−λt)")] = 300.0

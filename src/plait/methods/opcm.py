@@ -45,6 +45,7 @@ class Opcm(SpectralCombiner):
     )
     symmetric: ClassVar[bool] = False
     identity: ClassVar[Any] = {}
+    temporaries: ClassVar[int] = 16
 
     alpha: Annotated[Fraction, Doc("share of the merged spectrum whose directions are protected")] = 0.5
     embeddings: Annotated[Treatment, Doc("how embedding matrices merge")] = "sum"

@@ -42,6 +42,7 @@ class OptMerge(SpectralCombiner):
     )
     identity: ClassVar[Any] = {}
     cost: ClassVar[Any] = "iterative"
+    temporaries: ClassVar[int] = 34
 
     steps: Annotated[PositiveInt, Doc("steps of the optimiser")] = 300
     rate: Annotated[NonNegative, Doc("learning rate")] = 1e-5
@@ -54,11 +55,12 @@ class OptMerge(SpectralCombiner):
         deltas, kept = weighted_deltas(group), rank_share(group)
         total = weighted_sum(deltas, [1.0] * len(deltas))
         mean = total / len(deltas)
-        leading = [group.factor(delta).top(kept) for delta in deltas]
-        inputs = [part.s[:, None] * part.vh for part in leading]
-        targets = [part.matrix() for part in leading]
-        if self.center:
-            targets = [mean + group.factor(delta - mean).top(kept).matrix() for delta in deltas]
+        inputs: list[Tensor] = []
+        targets: list[Tensor] = []
+        for delta in deltas:
+            part = group.factor(delta).top(kept)
+            inputs.append(part.s[:, None] * part.vh)
+            targets.append(mean + group.factor(delta - mean).top(kept).matrix() if self.center else part.matrix())
         c, d = normal_equations(inputs, targets, squared_norms(deltas))
         start = total if self.start == "sum" else mean
         descend = adam if self.optimizer == "adam" else momentum

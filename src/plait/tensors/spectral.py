@@ -34,6 +34,10 @@ class SVD(NamedTuple):
         """Keep the k largest triplets."""
         return SVD(self.u[:, :k], self.s[:k], self.vh[:k])
 
+    def compact(self) -> SVD:
+        """Copies that do not keep the factors alive that these were cut from."""
+        return SVD(self.u.clone(), self.s.clone(), self.vh.clone())
+
     def scaled(self, weight: float) -> SVD:
         """The factors of weight · A: a negative sign goes into U."""
         if weight == 1.0:
