@@ -20,7 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "methods": {"tensors"},
     "recipes": {"methods", "architectures"},
     "engine": {"recipes", "methods", "tensors", "checkpoints", "architectures"},
-    "reports": {"engine", "recipes", "methods", "checkpoints", "architectures"},
+    "reports": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}
 EVERYWHERE = {"errors", "_versions", "plait"}

@@ -35,9 +35,9 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import inspect, merge, methods, reproduce, schema
+    from plait.cli import diff, inspect, merge, methods, reproduce, schema
 
-    for module in (merge, methods, inspect, reproduce, schema):
+    for module in (merge, methods, inspect, diff, reproduce, schema):
         module.register(app)
 
 

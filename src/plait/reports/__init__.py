@@ -1,6 +1,7 @@
 """What a merged model says about itself: provenance, recipe, model card."""
 
 from plait.reports._card import model_card
+from plait.reports._diff import Diff, TensorDiff, diff
 from plait.reports._manifest import MANIFEST, RECIPE, describe_output, manifest
 
-__all__ = ["MANIFEST", "RECIPE", "describe_output", "manifest", "model_card"]
+__all__ = ["MANIFEST", "RECIPE", "Diff", "TensorDiff", "describe_output", "diff", "manifest", "model_card"]
