@@ -42,7 +42,8 @@ class Settings:
         max_tokens: tokens of a text that are read.
         rate: learning rate of the encoder's layers.
         head_rate: learning rate of the head.
-        threads: threads of the computation, fixed because the last digits depend on them.
+        threads: threads of the computation, fixed because the last digits depend on them; more than one is slower
+            than one on cores that other processes share.
         limit: most examples of a split that are used, for tests; None for all.
     """
 
@@ -51,7 +52,7 @@ class Settings:
     max_tokens: int = 32
     rate: float = 3e-4
     head_rate: float = 5e-3
-    threads: int = 2
+    threads: int = 1
     limit: int | None = None
 
     def key(self) -> str:

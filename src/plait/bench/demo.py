@@ -100,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "--cache", type=Path, default=DEFAULT_CACHE, help="where models are kept (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the experts' training (default: 0)")
-    parser.add_argument("--threads", type=int, default=2, help="threads that train and evaluate (default: 2)")
+    parser.add_argument("--threads", type=int, default=1, help="threads that train and evaluate (default: 1)")
     options = parser.parse_args(argv)
 
     from rich.console import Console

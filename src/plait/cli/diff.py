@@ -74,9 +74,9 @@ def _print(found: Diff, layers: bool) -> None:
         if len(found.experts) > 1:
             console.print(_pairs_table("how pairs of experts agree, by layer", found.by_layer()))
     console.print(
-        "‖τ‖/‖θ₀‖: size of the change. density: entries that moved. rank: median numerical rank of the changes' matrices.\n"
-        "cosine and sign agreement: 1 and 100 % for one direction, 0 and 50 % for unrelated changes. subspace: share of\n"
-        "the leading directions of the changes that two experts have in common.",
+        "‖τ‖/‖θ₀‖: size of the change; density: entries that moved; rank: median numerical rank\n"
+        "of the changed matrices. cosine and sign agreement: 1 and 100 % for one direction, 0\n"
+        "and 50 % for unrelated changes; subspace: share of the leading directions in common.",
         highlight=False,
         style="dim",
     )
