@@ -2,8 +2,8 @@
 
     MALLOC_MMAP_THRESHOLD_=65536 MALLOC_TRIM_THRESHOLD_=0 python benchmarks/method_memory.py [METHOD …]
 
-For every method, one float32 matrix of 1024 × 1024 is merged from 2 and from 6 experts as one block, and the peak of the
-resident memory is compared with that before. The line a + b·experts through both is what the method declares as
+For every method, one float32 matrix of 1024 × 1024 is merged from 2 and from 6 experts as one block, and the peak of
+the resident memory is compared with that before. The line a + b·experts through both is what the method declares as
 `temporaries = (a, b)` for the memory plan. Linux only.
 """
 
@@ -37,7 +37,7 @@ def peak(name: str, experts: int) -> float:
     rng = torch.Generator().manual_seed(0)
     base = {NAME: torch.randn(SHAPE, generator=rng)}
     states = {f"e{i}": {NAME: base[NAME] + 0.01 * torch.randn(SHAPE, generator=rng)} for i in range(experts)}
-    steps: list[object] = [{name: {k: v for k, v in cls.example.items()}}]
+    steps: list[object] = [{name: dict(cls.example)}]
     if issubclass(cls, Sparsifier):
         steps.append("task_arithmetic")
     if issubclass(cls, Modifier):
@@ -73,7 +73,9 @@ def main() -> None:
         low = peak(name, min(few, many))
         high = peak(name, many) if many > few else low
         slope = (high - low) / (many - few) if many > few else 0.0
-        print(f"{name:20s} {few}: {low:5.1f}  {many}: {high:5.1f}   a={low - slope * few:5.1f} b={slope:4.1f}", flush=True)
+        print(
+            f"{name:20s} {few}: {low:5.1f}  {many}: {high:5.1f}   a={low - slope * few:5.1f} b={slope:4.1f}", flush=True
+        )
 
 
 if __name__ == "__main__":

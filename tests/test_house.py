@@ -20,6 +20,7 @@ ROOMS: dict[str, set[str]] = {
     "methods": {"tensors"},
     "recipes": {"methods", "architectures"},
     "engine": {"recipes", "methods", "tensors", "checkpoints", "architectures"},
+    "tuning": {"engine", "methods"},
     "reports": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}

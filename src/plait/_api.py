@@ -12,8 +12,10 @@ from plait.engine import Options, Plan, Progress, Result, compile_recipe, execut
 from plait.engine._execute import default_threads
 from plait.recipes import parse_size
 from plait.reports import describe_output
+from plait.tuning import Soup
+from plait.tuning import greedy_soup as cook_greedily
 
-__all__ = ["merge", "merge_state_dicts", "plan"]
+__all__ = ["greedy_soup", "merge", "merge_state_dicts", "plan"]
 
 
 def _options(memory: str | int, threads: int | None, device: str, **others: Any) -> Options:
@@ -46,6 +48,7 @@ def merge(
     device: str = "cpu",
     overwrite: bool = False,
     block: int = 1 << 18,
+    factors: str | Path | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Merge models into a new model folder.
@@ -61,6 +64,8 @@ def merge(
         device: "cpu", "cuda" or "cuda:N".
         overwrite: replace an existing model folder, once the new one is complete.
         block: elements per block of elementwise methods.
+        factors: a folder in which the factorisations of spectral methods are kept, by the content of their matrices,
+            for later runs and sweeps; it grows to about twice the size of the deltas in float32.
         progress: told about phases and bytes.
 
     Returns:
@@ -70,7 +75,8 @@ def merge(
         PlaitError: one subclass per cause; see `plait.errors`. Nothing is left behind unless a run can be continued.
     """
     compiled = recipe if isinstance(recipe, Plan) else compile_recipe(recipe)
-    options = _options(memory, threads, device, overwrite=overwrite, block=block)
+    kept = Path(factors) if factors is not None else None
+    options = _options(memory, threads, device, overwrite=overwrite, block=block, factors=kept)
     return execute(compiled, Path(out), options, progress, describe_output)
 
 
@@ -144,3 +150,32 @@ def merge_state_dicts(
         memories["memory:base"] = base
     compiled = compile_recipe(content, state_dicts=memories)
     return execute_in_memory(compiled, _options(memory, threads, device, block=block, replay=replay))
+
+
+def greedy_soup(
+    models: Mapping[str, str | Path],
+    evaluate: Callable[[Path], float],
+    out: str | Path,
+    *,
+    scores: Mapping[str, float] | None = None,
+    recipe: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> Soup:
+    """Average the models that help, best first: see `plait.tuning.greedy_soup`.
+
+    Args:
+        models: name → model.
+        evaluate: called with the folder of a candidate; returns its held-out score, higher is better.
+        out: where the soup is written.
+        scores: the models' own scores, where they are known.
+        recipe: further keys of the recipe (`dtype`, `drop`, …).
+        **options: as those of `merge`.
+
+    Raises:
+        PlaitError: as `merge`; RecipeError for a score that is not a finite number.
+    """
+
+    def write(content: Mapping[str, Any], folder: Path) -> None:
+        merge(content, folder, **options)
+
+    return cook_greedily(models, evaluate, out, write, scores=scores, recipe=recipe)

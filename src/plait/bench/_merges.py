@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
-__all__ = ["Merge", "demo_merges"]
+__all__ = ["Merge", "catalogue", "demo_merges"]
 
 Merge: TypeAlias = tuple[str, dict[str, Any]]
 
 
 def demo_merges(base: Path, experts: Mapping[str, Path]) -> list[Merge]:
-    """List (label, recipe): defaults, except for the parameters that the label states."""
+    """List (label, recipe) of the best-known methods: defaults, except for the parameters that the label states."""
     models: dict[str, Any] = {"base": str(base), "experts": {name: str(path) for name, path in experts.items()}}
     first, second, *_ = experts
     pair: dict[str, Any] = {**models, "experts": {name: models["experts"][name] for name in (first, second)}}
@@ -34,3 +34,36 @@ def demo_merges(base: Path, experts: Mapping[str, Path]) -> list[Merge]:
         (f"slerp, t 0.5: {first}, {second}", {"method": "slerp", **pair, "parameters": {"t": 0.5}}),
         (f"passthrough: layers 0-2 of {first}, 3-5 of {second}", {"method": "passthrough", "slices": halves}),
     ]
+
+
+def catalogue(base: Path, experts: Mapping[str, Path], listed: list[Merge]) -> list[Merge]:
+    """List every other method with its default parameters.
+
+    A sparsifier stands in front of task arithmetic, a modifier behind it; a method of one or two models gets the first
+    ones. A method that cannot run without some parameter gets its example's, which the label states.
+    """
+    from plait.methods import Combiner, Modifier, Sparsifier, compositions, find, find_composition, methods
+
+    shown = {recipe["method"] for _, recipe in listed if isinstance(recipe["method"], str)}
+    merges: list[Merge] = []
+    for name in sorted({*methods(), *compositions()} - shown):
+        steps = find_composition(name)
+        method: Any = name
+        label = name
+        if len(steps) == 1 and issubclass(find(name if name in methods() else steps[0]), Sparsifier):
+            method, label = [name, "task_arithmetic"], f"{name} + task_arithmetic"
+        elif len(steps) == 1 and issubclass(find(steps[0]), Modifier):
+            method, label = ["task_arithmetic", name], f"task_arithmetic + {name}"
+        merging = next((cls for cls in map(find, steps) if issubclass(cls, Combiner)), find("task_arithmetic"))
+        chosen = list(experts)[: merging.max_experts]
+        recipe: dict[str, Any] = {"method": method, "experts": {task: str(experts[task]) for task in chosen}}
+        if merging.needs_base or merging.optional_base:
+            recipe["base"] = str(base)
+        if len(chosen) < len(experts):
+            label += f": {', '.join(chosen)}"
+        given = {key: value for step in steps for key, value in find(step).example.items()}
+        if given:
+            recipe["parameters"] = given
+            label += f" ({', '.join(f'{key} {value:g}' for key, value in given.items())})"
+        merges.append((label, recipe))
+    return merges

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from plait.bench._merges import Merge, demo_merges
+from plait.bench._merges import Merge, catalogue, demo_merges
 from plait.bench.encoder import DEFAULT_CACHE, Settings, Testbed, build_testbed
 
 if TYPE_CHECKING:
@@ -101,24 +101,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the experts' training (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="threads that train and evaluate (default: 1)")
+    parser.add_argument("--short", action="store_true", help="only the best-known methods")
     options = parser.parse_args(argv)
 
     from rich.console import Console
 
     testbed = build_testbed(options.cache, Settings(seed=options.seed, threads=options.threads), _say)
     _say("evaluating the base and the experts")
-    sections: list[list[Result]] = [reference_rows(testbed), []]
-    merges = demo_merges(testbed.base, testbed.experts)
-    for label, recipe in merges:
-        _say(f"merging: {label}")
-        sections[1] += run_merges(testbed, [(label, recipe)], _merge)
+    sections: list[list[Result]] = [reference_rows(testbed)]
+    known = demo_merges(testbed.base, testbed.experts)
+    parts = [known] if options.short else [known, catalogue(testbed.base, testbed.experts, known)]
+    for merges in parts:
+        sections.append([])
+        for label, recipe in merges:
+            _say(f"merging: {label}")
+            sections[-1] += run_merges(testbed, [(label, recipe)], _merge)
     console = Console()
     if not console.is_terminal:
         console.width = _FILE_WIDTH
     console.print(table(testbed, sections))
-    failed = sum(bool(row.error) for row in sections[1])
+    rows = [row for section in sections[1:] for row in section]
+    failed = sum(bool(row.error) for row in rows)
     if failed:
-        _say(f"{failed} of {len(merges)} merges failed")
+        _say(f"{failed} of {len(rows)} merges failed")
     _say(f"The models are in {testbed.folder}")
     return 1 if failed else 0
 

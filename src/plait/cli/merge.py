@@ -23,6 +23,10 @@ def register(app: typer.Typer) -> None:
         memory: Annotated[str, typer.Option(help="Bound on tensor bytes in flight, e.g. 512MiB or 4GiB.")] = "1GiB",
         threads: Annotated[int | None, typer.Option(help="Worker threads; all cores by default.")] = None,
         device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")] = "cpu",
+        factors: Annotated[
+            Path | None,
+            typer.Option(help="Keep factorisations of spectral methods in this folder for later runs and sweeps."),
+        ] = None,
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")] = False,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     ) -> None:
@@ -43,7 +47,13 @@ def register(app: typer.Typer) -> None:
             print_plan(plan, output, memory=memory, threads=threads, device=device, overwrite=overwrite)
             return
         assert output is not None
-        options: dict[str, Any] = {"memory": memory, "threads": threads, "device": device, "overwrite": overwrite}
+        options: dict[str, Any] = {
+            "memory": memory,
+            "threads": threads,
+            "device": device,
+            "overwrite": overwrite,
+            "factors": factors,
+        }
         with Display(quiet) as display:
             for note in plan.notes:
                 display.note(f"note: {note}")

@@ -43,6 +43,7 @@ def _facts(cls: Any) -> dict[str, Any]:
         "summary": cls.summary,
         "formula": cls.formula,
         "needs_base": cls.needs_base,
+        "optional_base": cls.optional_base,
         "needs_data": sorted(cls.statistics),
         "weighted": cls.weighted,
         "symmetric": cls.symmetric,
@@ -78,7 +79,7 @@ def _table(chosen: list[Any]) -> None:
         few = cls.min_experts
         count = str(most) if most == few else f"{few}+" if most is None else f"{few}-{most}"
         needs = f" (needs {', '.join(sorted(cls.statistics))})" if cls.statistics else ""
-        table.add_row(cls.name, cls.kind, "yes" if cls.needs_base else "no", count, cls.summary + needs)
+        table.add_row(cls.name, cls.kind, _base(cls), count, cls.summary + needs)
     console = Console()
     console.print(table)
     for name in compositions():
@@ -88,6 +89,10 @@ def _table(chosen: list[Any]) -> None:
     console.print(
         "\n`plait methods NAME` explains one: formula, parameters with bounds and defaults, paper.", highlight=False
     )
+
+
+def _base(cls: Any) -> str:
+    return "yes" if cls.needs_base else "optional" if cls.optional_base else "no"
 
 
 def _explain(cls: Any) -> None:
@@ -100,7 +105,8 @@ def _explain(cls: Any) -> None:
     console.print(f"[bold]{cls.name}[/bold] ({cls.kind}): {cls.summary}", highlight=False)
     console.print(f"\n  {cls.formula}\n", markup=False, highlight=False)
     console.print(inspect.getdoc(cls) or "", markup=False, highlight=False)
-    needs = ["the base model" if cls.needs_base else "no base model", "no data" if not cls.statistics else "statistics"]
+    base = {"yes": "the base model", "no": "no base model", "optional": "a base model if the recipe names one"}
+    needs = [base[_base(cls)], "no data" if not cls.statistics else "statistics"]
     console.print(
         f"\nneeds {', '.join(needs)}; takes {'weights' if cls.weighted else 'no weights'}; cost: {cls.cost}\n"
     )

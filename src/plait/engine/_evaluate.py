@@ -17,6 +17,7 @@ from plait.engine._plan import Job, Plan
 from plait.errors import NonFiniteError
 from plait.methods import Combiner, Group, Modifier, Sparsifier
 from plait.tensors.randomness import Draws
+from plait.tensors.spectral import SVD, svd
 
 __all__ = ["Evaluator"]
 
@@ -50,12 +51,14 @@ class Evaluator:
         device: str = "cpu",
         block: int = 1 << 18,
         replay: Callable[[str, str], Tensor] | None = None,
+        factoriser: Callable[[Tensor], SVD] = svd,
     ) -> None:
         self.plan = plan
         self.hashes = hashes
         self.device = torch.device(device)
         self.preferred = block
         self.replay = replay
+        self.factoriser = factoriser
         self.facts: dict[int, list[Any]] = {}
         self._scratch = _Scratch()
         self._tensor_facts: OrderedDict[str, dict[int, list[Any]]] = OrderedDict()
@@ -87,6 +90,7 @@ class Evaluator:
             job.weights,
             offset=start,
             draws=Draws(self.plan.recipe.seed, job.name, self.replay),
+            factoriser=self.factoriser,
         )
 
     def _shape(self, job: Job, count: int) -> tuple[int, ...]:

@@ -17,11 +17,13 @@ from torch import Tensor
 
 from plait.checkpoints import Checkpoint, LazyTensor
 from plait.engine._evaluate import Evaluator
+from plait.engine._factors import FactorCache
 from plait.engine._hashes import InputHashes, bytes_of
 from plait.engine._nested import PlannedTensor
 from plait.engine._output import GrowingOutput, check_target
 from plait.engine._plan import Job, Plan
 from plait.errors import DiskSpaceError, MemoryBudgetError, PlaitError, RecipeError
+from plait.tensors.spectral import svd
 
 __all__ = ["BLOCK", "Options", "Progress", "Result", "Silent", "check_memory", "execute", "execute_in_memory"]
 
@@ -72,6 +74,7 @@ class Options:
         device: where the arithmetic is done.
         block: elements per block of elementwise methods, a multiple of 65,536.
         overwrite: replace an existing output.
+        factors: a folder in which factorisations are kept for later runs.
         replay: uniform numbers to use instead of drawn ones, see `plait.tensors.randomness.Draws`.
     """
 
@@ -80,6 +83,7 @@ class Options:
     device: str = "cpu"
     block: int = BLOCK
     overwrite: bool = False
+    factors: Path | None = None
     replay: Callable[[str, str], Tensor] | None = None
 
     def check(self) -> None:
@@ -209,8 +213,16 @@ class _Run:
         self.hashes = InputHashes()
         self.stop = threading.Event()
         self.plans = list(_innermost_first(plan))
+        factoriser = FactorCache(options.factors) if options.factors is not None else svd
         self.evaluators = [
-            Evaluator(p, hashes=self.hashes, device=options.device, block=self.block, replay=options.replay)
+            Evaluator(
+                p,
+                hashes=self.hashes,
+                device=options.device,
+                block=self.block,
+                replay=options.replay,
+                factoriser=factoriser,
+            )
             for p in self.plans
         ]
         for evaluator in self.evaluators:

@@ -87,8 +87,11 @@ class Job:
         """Bytes of tensors in flight while this job runs."""
         if self.copies:
             return 3 * min(max(self.entry.nbytes, 1), preferred * self.entry.dtype.itemsize)
-        arrays = len(self.sources) + 2 + max(m.temporaries for m in self.methods)
-        own = self.block(preferred) * self.compute.itemsize * arrays
+        subject, count = self.subject, len(self.experts)
+        working = max(m.arrays(subject, count) for m in self.methods)
+        handed_on = count * sum(m.kind == "sparsifier" for m in self.methods)
+        arrays = len(self.sources) + 1 + working + handed_on
+        own = int(self.block(preferred) * self.compute.itemsize * arrays)
         return own + max((source.memory(preferred) for source in self.sources), default=0)
 
     @property

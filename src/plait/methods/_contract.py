@@ -212,8 +212,9 @@ class Method:
     example: ClassVar[Mapping[str, Any]] = {}
     #: rough cost class for the documentation
     cost: ClassVar[Literal["one pass", "survey", "spectral", "iterative"]] = "one pass"
-    #: float32 temporaries of the block's size, beside the inputs, for the memory plan
-    temporaries: ClassVar[int] = 4
+    #: (a, b): arrays of the block's size alive at the peak beside the inputs, a + b · experts, for the memory plan;
+    #: measured by benchmarks/method_memory.py
+    temporaries: ClassVar[tuple[float, float]] = (4.0, 1.0)
 
     @property
     def rounds(self) -> int:
@@ -244,6 +245,12 @@ class Method:
         """Smallest piece of this tensor that the method can be run on by itself."""
         del subject
         return "element"
+
+    def arrays(self, subject: Subject, experts: int) -> float:
+        """Arrays of the block's size that are alive at the peak, beside the inputs."""
+        del subject
+        fixed, each = self.temporaries
+        return fixed + each * experts
 
     def survey(self, group: Group) -> Any:
         """Return what this block contributes to the present round (`len(group.facts)` rounds are finished)."""

@@ -54,7 +54,7 @@ def methods() -> Mapping[str, type[Method]]:
             other = found[cls.name].__module__
             raise PlaitError(f"two methods are named {cls.name!r}: one in {other}, one in {point.value}.")
         found[cls.name] = cls
-    return found
+    return dict(sorted(found.items()))
 
 
 @cache

@@ -42,7 +42,7 @@ class SpectralCombiner(Combiner, ABC):
     """
 
     cost: ClassVar[Any] = "spectral"
-    temporaries: ClassVar[int] = 20
+    temporaries: ClassVar[tuple[float, float]] = (12.0, 1.0)
 
     lambda_: Annotated[Real, Doc("scale of the merged task vector, of every tensor")] = 1.0
     embeddings: Annotated[Treatment, Doc("how embedding matrices merge; vision authors: spectral")] = "mean"

@@ -38,7 +38,7 @@ class ArceeFusion(Combiner):
     max_experts: ClassVar[int | None] = 1
     identity: ClassVar[Any] = {"spread": -1e9}
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 12
+    temporaries: ClassVar[tuple[float, float]] = (10.5, 0.0)
 
     spread: Annotated[Real, Doc("how many interquartile ranges above the median an entry must stand")] = 1.5
 

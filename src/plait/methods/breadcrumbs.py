@@ -50,7 +50,7 @@ class Breadcrumbs(Sparsifier):
         "rezazzr/breadcrumbs",
     )
     identity: ClassVar[Any] = {"density": 1.0, "gamma": 0.0}
-    temporaries: ClassVar[int] = 10
+    temporaries: ClassVar[tuple[float, float]] = (2.5, 2.5)
 
     density: Annotated[Density | tuple[float, ...], PerExpert(), Doc("fraction of entries each expert keeps")] = 0.2
     gamma: Annotated[Fraction | tuple[float, ...], PerExpert(), Doc("fraction of largest entries that are dropped")] = (

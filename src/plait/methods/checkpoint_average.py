@@ -26,7 +26,7 @@ class _Trajectory(Combiner):
     needs_base: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     symmetric: ClassVar[bool] = False
-    temporaries: ClassVar[int] = 5
+    temporaries: ClassVar[tuple[float, float]] = (4.0, 0.0)
 
     def shares(self, count: int) -> tuple[float, ...]:
         """Return the coefficient of each checkpoint, first to last."""

@@ -47,7 +47,7 @@ class Consensus(Modifier):
         "nik-dim/tall_masks",
     )
     identity: ClassVar[Any] = {"agreement": 0}
-    temporaries: ClassVar[int] = 6
+    temporaries: ClassVar[tuple[float, float]] = (4.0, 1.0)
 
     agreement: Annotated[NonNegativeInt, Doc("how many tasks an entry must matter to")] = 2
     threshold: Annotated[

@@ -40,7 +40,7 @@ class Dare(Sparsifier):
         "yule-BUAA/MergeLM",
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[int] = 6
+    temporaries: ClassVar[tuple[float, float]] = (0.0, 3.0)
 
     density: Annotated[Density | tuple[float, ...], PerExpert(), Doc("fraction of entries each expert keeps")] = 0.9
     rescale: Annotated[

@@ -44,7 +44,7 @@ class DcMerge(SpectralCombiner):
         "Tobeginwith/DC-Merge",
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[int] = 28
+    temporaries: ClassVar[tuple[float, float]] = (11.5, 2.0)
 
     smoothing: Annotated[
         Literal["none", "avg", "linear"], Doc("how each expert's energy is spread over its directions")

@@ -49,7 +49,7 @@ class Magprune(Sparsifier):
         "declare-lab/della",
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[int] = 13
+    temporaries: ClassVar[tuple[float, float]] = (5.0, 2.0)
 
     density: Annotated[Density | tuple[float, ...], PerExpert(), Doc("mean fraction of entries each expert keeps")] = (
         0.7

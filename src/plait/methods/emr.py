@@ -37,7 +37,7 @@ class Emr(Combiner):
         "harveyhuang18/EMR_Merging",
     )
     weighted: ClassVar[bool] = False
-    temporaries: ClassVar[int] = 10
+    temporaries: ClassVar[tuple[float, float]] = (6.0, 1.0)
 
     lambda_: Annotated[Real, Doc("scale of the unified task vector")] = 1.0
 

@@ -56,7 +56,7 @@ class Frank(Combiner):
     max_experts: ClassVar[int | None] = 2
     identity: ClassVar[Any] = None
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 6
+    temporaries: ClassVar[tuple[float, float]] = (5.0, 0.0)
 
     attention: Annotated[
         tuple[float, ...] | None, Doc("mean attention from text to image tokens, one number per layer")

@@ -51,7 +51,7 @@ class IsoC(SpectralCombiner):
         "danielm1405/iso-merging",
     )
     identity: ClassVar[Any] = None
-    temporaries: ClassVar[int] = 12
+    temporaries: ClassVar[tuple[float, float]] = (7.0, 1.0)
 
     rank: Annotated[PositiveInt | None, Doc("rank of each expert, where they are adapters; none: measured")] = None
 

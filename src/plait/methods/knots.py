@@ -40,7 +40,7 @@ class Knots(SpectralCombiner):
         "Model Merging with SVD to Tie the KnOTS", "Stoica et al.", 2025, "2410.19735", "gstoica27/KnOTS"
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[int] = 26
+    temporaries: ClassVar[tuple[float, float]] = (14.0, 3.5)
 
     inner: Annotated[Inner, Doc("how coordinates merge")] = "ties"
     density: Annotated[Density, Doc("fraction of coordinates each expert keeps, for ties")] = 0.2

@@ -47,7 +47,7 @@ class LayerSwapping(Combiner):
     max_experts: ClassVar[int | None] = 2
     identity: ClassVar[Any] = None
     example: ClassVar[Any] = {"bottom": 1, "top": 0, "bottom_transition": 1, "top_transition": 0}
-    temporaries: ClassVar[int] = 2
+    temporaries: ClassVar[tuple[float, float]] = (2.0, 0.0)
 
     bottom: Annotated[NonNegativeInt, Fixed(), Doc("first layers from the language expert")] = 5
     top: Annotated[NonNegativeInt, Fixed(), Doc("last layers from the language expert")] = 2

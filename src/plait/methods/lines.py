@@ -42,7 +42,7 @@ class Lines(Modifier):
     )
     identity: ClassVar[Any] = {"alpha": 1.0, "beta": 0.0}
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 7
+    temporaries: ClassVar[tuple[float, float]] = (4.5, 1.0)
 
     alpha: Annotated[NonNegative | None, Fixed(), Doc("scale of the first layer; left out: from the L1 norms")] = None
     beta: Annotated[Real | None, Fixed(), Doc("what the last layer gets on top; left out: 1 − alpha")] = None

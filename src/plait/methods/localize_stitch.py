@@ -42,7 +42,7 @@ class LocalizeStitch(Combiner):
     weighted: ClassVar[bool] = False
     identity: ClassVar[Any] = {"density": 1.0}
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 10
+    temporaries: ClassVar[tuple[float, float]] = (3.0, 2.5)
 
     density: Annotated[Density | tuple[float, ...], PerExpert(), Doc("fraction of entries of each expert's region")] = (
         0.1

@@ -38,7 +38,7 @@ class Magmax(Combiner):
     weighted: ClassVar[bool] = False
     symmetric: ClassVar[bool] = False
     identity: ClassVar[Any] = {"lambda_": 1.0}
-    temporaries: ClassVar[int] = 6
+    temporaries: ClassVar[tuple[float, float]] = (2.0, 1.5)
 
     lambda_: Annotated[Real, Doc("scale of the merged task vector")] = 0.5
 

@@ -32,7 +32,7 @@ class MagnitudePruning(Sparsifier):
         "Learning both weights and connections for efficient neural networks", "Han et al.", 2015, "1506.02626"
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[int] = 8
+    temporaries: ClassVar[tuple[float, float]] = (1.5, 2.0)
 
     density: Annotated[Density | tuple[float, ...], PerExpert(), Doc("fraction of entries each expert keeps")] = 0.3
     scope: Annotated[Literal["row", "tensor", "model"], Doc("what the kept fraction is counted over")] = "row"

@@ -50,7 +50,7 @@ class ModelStock(Combiner):
     min_experts: ClassVar[int] = 2
     identity: ClassVar[Any] = None
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 8
+    temporaries: ClassVar[tuple[float, float]] = (3.0, 1.0)
 
     scope: Annotated[Literal["tensor", "row"], Doc("one angle per tensor, or one per row")] = "tensor"
     average: Annotated[Literal["cosine", "angle"], Doc("what is averaged over pairs of more than two experts")] = (

@@ -38,7 +38,7 @@ class MultiSlerp(Combiner):
     needs_base: ClassVar[bool] = False
     optional_base: ClassVar[bool] = True
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 6
+    temporaries: ClassVar[tuple[float, float]] = (3.0, 0.0)
 
     normalize: Annotated[bool, Doc("divide the weights by their sum")] = True
 

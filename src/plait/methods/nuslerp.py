@@ -41,7 +41,7 @@ class NuSlerp(Combiner):
     max_experts: ClassVar[int | None] = 2
     identity: ClassVar[Any] = None
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 8
+    temporaries: ClassVar[tuple[float, float]] = (4.0, 0.0)
 
     scope: Annotated[Literal["tensor", "row", "column"], Doc("what one angle is taken over")] = "tensor"
 

@@ -42,7 +42,7 @@ class OptMerge(SpectralCombiner):
     )
     identity: ClassVar[Any] = {}
     cost: ClassVar[Any] = "iterative"
-    temporaries: ClassVar[int] = 34
+    temporaries: ClassVar[tuple[float, float]] = (14.0, 2.0)
 
     steps: Annotated[PositiveInt, Doc("steps of the optimiser")] = 300
     rate: Annotated[NonNegative, Doc("learning rate")] = 1e-5

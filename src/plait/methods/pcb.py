@@ -44,7 +44,7 @@ class Pcb(Combiner):
     )
     identity: ClassVar[Any] = {"ratio": 1.0, "clamp": 0.0, "lambda_": 1.0}
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 19
+    temporaries: ClassVar[tuple[float, float]] = (6.0, 5.0)
 
     ratio: Annotated[Density, Doc("fraction of entries of each expert that win")] = 0.1
     lambda_: Annotated[Real, Doc("scale of the merged task vector")] = 1.2

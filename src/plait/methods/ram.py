@@ -48,7 +48,7 @@ class Ram(Combiner):
     weighted: ClassVar[bool] = False
     identity: ClassVar[Any] = {"epsilon": 0.0}
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 17
+    temporaries: ClassVar[tuple[float, float]] = (6.0, 1.5)
 
     epsilon: Annotated[NonNegative, Doc("a change up to this size is none")] = 1e-5
     r: Annotated[Real, Doc("largest factor on unique entries; 1 is RAM, the authors' RAM+ has 1.2")] = 1.0

@@ -40,7 +40,7 @@ class Sce(Combiner):
     )
     weighted: ClassVar[bool] = False
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 13
+    temporaries: ClassVar[tuple[float, float]] = (6.5, 2.0)
 
     select_topk: Annotated[Density, Doc("fraction of the entries with any variance that are selected")] = 0.1
     select: Annotated[Literal["weights", "deltas"], Doc("what the selection masks: the weights alone, or all")] = (

@@ -41,7 +41,7 @@ class Svc(Modifier):
     )
     identity: ClassVar[Any] = {}
     cost: ClassVar[Any] = "spectral"
-    temporaries: ClassVar[int] = 24
+    temporaries: ClassVar[tuple[float, float]] = (14.0, 0.5)
 
     alpha: Annotated[float, Bounds(gt=0), Doc("smallest projection that counts; 1 never amplifies")] = 0.1
     embeddings: Annotated[Literal["spectral", "keep"], Doc("whether embedding matrices are calibrated")] = "keep"

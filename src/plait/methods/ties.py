@@ -54,7 +54,7 @@ class Ties(Combiner):
     )
     identity: ClassVar[Any] = {"density": 1.0}
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 8
+    temporaries: ClassVar[tuple[float, float]] = (6.5, 2.5)
 
     density: Annotated[Density | tuple[float, ...], PerExpert(), Doc("fraction of entries each expert keeps")] = 0.2
     lambda_: Annotated[Real, Doc("scale of the merged task vector")] = 1.0

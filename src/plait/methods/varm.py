@@ -39,7 +39,7 @@ class Varm(Combiner):
     )
     weighted: ClassVar[bool] = False
     cost: ClassVar[Any] = "survey"
-    temporaries: ClassVar[int] = 12
+    temporaries: ClassVar[tuple[float, float]] = (2.0, 1.0)
 
     granularity: Annotated[
         Literal["matrix", "module", "layer", "model", "total", "parameter"], Doc("what shares one set of weights")

@@ -43,7 +43,7 @@ class Widen(Combiner):
         "yule-BUAA/MergeLLM",
     )
     weighted: ClassVar[bool] = False
-    temporaries: ClassVar[int] = 8
+    temporaries: ClassVar[tuple[float, float]] = (6.0, 0.0)
 
     ratio: Annotated[NonNegative, Doc("how far above the average a rank must be for the fixed score")] = 1.0
     score: Annotated[NonNegative, Doc("score of what changed more than that")] = 1.0
