@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from models import family, save_family, tree
 
 import plait
+from models import family, save_family, tree
 from plait.engine._factors import FactorCache
 from plait.tensors.spectral import svd
 

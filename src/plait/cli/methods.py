@@ -16,6 +16,7 @@ def register(app: typer.Typer) -> None:
     def methods(
         name: Annotated[str | None, typer.Argument(help="One method to explain.")] = None,
         as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
+        markdown: Annotated[bool, typer.Option("--markdown", help="All methods as one page of documentation.")] = False,
     ) -> None:
         """List the methods, or explain one: formula, needs, parameters with bounds and defaults, paper."""
         import json
@@ -23,6 +24,11 @@ def register(app: typer.Typer) -> None:
         from plait.methods import find, find_composition
         from plait.methods import methods as registered
 
+        if markdown:
+            from plait.reports import methods_page
+
+            typer.echo(methods_page(), nl=False)
+            return
         chosen = [find(part) for part in find_composition(name)] if name else list(registered().values())
         if as_json:
             typer.echo(json.dumps([_facts(cls) for cls in chosen], indent=2, ensure_ascii=False))
@@ -107,9 +113,11 @@ def _explain(cls: Any) -> None:
     console.print(inspect.getdoc(cls) or "", markup=False, highlight=False)
     base = {"yes": "the base model", "no": "no base model", "optional": "a base model if the recipe names one"}
     needs = [base[_base(cls)], "no data" if not cls.statistics else "statistics"]
-    console.print(
-        f"\nneeds {', '.join(needs)}; takes {'weights' if cls.weighted else 'no weights'}; cost: {cls.cost}\n"
-    )
+    from plait.reports import verification
+
+    weights = "weights" if cls.weighted else "no weights"
+    console.print(f"\nneeds {', '.join(needs)}; takes {weights}; cost: {cls.cost}", highlight=False)
+    console.print(f"verified against {verification(cls.name)}\n", highlight=False)
     if cls.parameters():
         table = Table(box=None, header_style="bold", padding=(0, 1))
         for column in ("parameter", "type", "bounds", "default", "meaning"):

@@ -3,5 +3,17 @@
 from plait.reports._card import model_card
 from plait.reports._diff import Diff, TensorDiff, diff
 from plait.reports._manifest import MANIFEST, RECIPE, describe_output, manifest
+from plait.reports._methods_page import methods_page, verification
 
-__all__ = ["MANIFEST", "RECIPE", "Diff", "TensorDiff", "describe_output", "diff", "manifest", "model_card"]
+__all__ = [
+    "MANIFEST",
+    "RECIPE",
+    "Diff",
+    "TensorDiff",
+    "describe_output",
+    "diff",
+    "manifest",
+    "methods_page",
+    "model_card",
+    "verification",
+]
