@@ -19,7 +19,7 @@ def print_plan(
     from rich.table import Table
 
     from plait._api import _options
-    from plait.engine import check_memory, check_target
+    from plait.engine import check_memory, check_target, resident_memory
     from plait.engine._output import existing_parent
 
     options = _options(memory, threads, device, overwrite=overwrite)
@@ -44,9 +44,10 @@ def print_plan(
         "reads", f"{plan.read_bytes / 1e6:,.1f} MB, {plan.model_rounds} pass(es) over the models before merging"
     )
     peak = plan.memory(block, options.threads, options.memory)
-    table.add_row(
-        "memory", f"{peak / 2**20:,.0f} MiB of tensors in flight, {options.threads} thread(s), blocks of {block:,}"
-    )
+    whole = resident_memory(plan, options)
+    how = f"{options.threads} thread(s), blocks of {block:,}"
+    table.add_row("memory", f"{peak / 2**20:,.0f} MiB of tensors in flight, {how}")
+    table.add_row("", f"about {whole / 2**20:,.0f} MiB for the whole process")
     parent = existing_parent(output) if output is not None else Path.cwd()
     table.add_row("disk", f"{shutil.disk_usage(parent).free / 1e9:,.1f} GB free at {parent}")
     for note in plan.notes:

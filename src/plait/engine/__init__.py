@@ -1,7 +1,17 @@
 """Recipe → plan → merged model: streaming, bounded, crash-safe, the same bytes everywhere."""
 
 from plait.engine._compile import compile_recipe
-from plait.engine._execute import BLOCK, Options, Progress, Result, Silent, check_memory, execute, execute_in_memory
+from plait.engine._execute import (
+    BLOCK,
+    Options,
+    Progress,
+    Result,
+    Silent,
+    check_memory,
+    execute,
+    execute_in_memory,
+    resident_memory,
+)
 from plait.engine._hashes import digest_of, model_hash
 from plait.engine._output import check_target
 from plait.engine._plan import Job, Plan
@@ -21,4 +31,5 @@ __all__ = [
     "execute",
     "execute_in_memory",
     "model_hash",
+    "resident_memory",
 ]

@@ -52,6 +52,7 @@ class Evaluator:
         block: int = 1 << 18,
         replay: Callable[[str, str], Tensor] | None = None,
         factoriser: Callable[[Tensor], SVD] = svd,
+        keep: int = 16,
     ) -> None:
         self.plan = plan
         self.hashes = hashes
@@ -59,6 +60,7 @@ class Evaluator:
         self.preferred = block
         self.replay = replay
         self.factoriser = factoriser
+        self.keep = keep
         self.facts: dict[int, list[Any]] = {}
         self._scratch = _Scratch()
         self._tensor_facts: OrderedDict[str, dict[int, list[Any]]] = OrderedDict()
@@ -155,7 +157,8 @@ class Evaluator:
         with lock:
             with self._lock:
                 known = self._tensor_facts.setdefault(job.name, {})
-                while len(self._tensor_facts) > 256:
+                self._tensor_facts.move_to_end(job.name)
+                while len(self._tensor_facts) > self.keep:
                     self._tensor_facts.popitem(last=False)
             for index in wanted:
                 while len(known.setdefault(index, [])) < job.methods[index].rounds:

@@ -25,7 +25,17 @@ from plait.engine._plan import Job, Plan
 from plait.errors import DiskSpaceError, MemoryBudgetError, PlaitError, RecipeError
 from plait.tensors.spectral import svd
 
-__all__ = ["BLOCK", "Options", "Progress", "Result", "Silent", "check_memory", "execute", "execute_in_memory"]
+__all__ = [
+    "BLOCK",
+    "Options",
+    "Progress",
+    "Result",
+    "Silent",
+    "check_memory",
+    "execute",
+    "execute_in_memory",
+    "resident_memory",
+]
 
 #: default elements per block: small enough for caches, large enough to hide Python
 BLOCK = 1 << 18
@@ -153,6 +163,15 @@ def check_memory(plan: Plan, options: Options) -> int:
     return block
 
 
+#: what Python, torch and this package occupy before any tensor is read
+INTERPRETER = 240 << 20
+
+
+def resident_memory(plan: Plan, options: Options) -> int:
+    """Predict the peak of the process: the interpreter and the tensors in flight."""
+    return INTERPRETER + plan.memory(check_memory(plan, options), options.threads, options.memory)
+
+
 @contextmanager
 def _pool(threads: int) -> Iterator[ThreadPoolExecutor]:
     """Threads that run torch single-threaded: parallelism is ours, and sums do not depend on the number of cores."""
@@ -222,6 +241,7 @@ class _Run:
                 block=self.block,
                 replay=options.replay,
                 factoriser=factoriser,
+                keep=4 * options.threads + 4,
             )
             for p in self.plans
         ]
