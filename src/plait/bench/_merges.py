@@ -42,11 +42,21 @@ def catalogue(base: Path, experts: Mapping[str, Path], listed: list[Merge]) -> l
     A sparsifier stands in front of task arithmetic, a modifier behind it; a method of one or two models gets the first
     ones. A method that cannot run without some parameter gets its example's, which the label states.
     """
-    from plait.methods import Combiner, Modifier, Sparsifier, compositions, find, find_composition, methods
+    from plait.methods import (
+        Combiner,
+        Modifier,
+        Sparsifier,
+        compositions,
+        find,
+        find_composition,
+        find_presets,
+        methods,
+    )
 
     shown = {recipe["method"] for _, recipe in listed if isinstance(recipe["method"], str)}
+    chains: set[str] = set()
     merges: list[Merge] = []
-    for name in sorted({*methods(), *compositions()} - shown):
+    for name in [*sorted(set(methods()) - shown), *sorted(compositions())]:
         steps = find_composition(name)
         method: Any = name
         label = name
@@ -54,6 +64,11 @@ def catalogue(base: Path, experts: Mapping[str, Path], listed: list[Merge]) -> l
             method, label = [name, "task_arithmetic"], f"{name} + task_arithmetic"
         elif len(steps) == 1 and issubclass(find(steps[0]), Modifier):
             method, label = ["task_arithmetic", name], f"task_arithmetic + {name}"
+        parts = method if isinstance(method, list) else steps
+        chain = repr((tuple(parts), [dict(values) for values in find_presets(name) if values]))
+        if chain in chains:
+            continue  # another name for a chain that is listed already
+        chains.add(chain)
         merging = next((cls for cls in map(find, steps) if issubclass(cls, Combiner)), find("task_arithmetic"))
         chosen = list(experts)[: merging.max_experts]
         recipe: dict[str, Any] = {"method": method, "experts": {task: str(experts[task]) for task in chosen}}

@@ -47,7 +47,6 @@ class OrthoMerge(Combiner):
     weighted: ClassVar[bool] = False
     identity: ClassVar[Any] = {"lambda_": 1.0}
     cost: ClassVar[Any] = "spectral"
-    temporaries: ClassVar[tuple[float, float]] = (15.0, 4.0)
 
     lambda_: Annotated[Real, Doc("scale of the merged residuals; 1 for residual: tsv")] = 0.2
     rotate: Annotated[Literal["conflicting", "all"], Doc("rows that an expert's rotation is fitted to")] = "conflicting"
@@ -63,9 +62,9 @@ class OrthoMerge(Combiner):
         )
 
     def arrays(self, subject: Subject, experts: int) -> float:
-        """Rotations are square in the input dimension, so that a wide matrix needs more than its own size."""
-        wide = subject.shape[1] / max(subject.shape[0], 1) if len(subject.shape) == 2 else 1.0
-        return super().arrays(subject, experts) * max(1.0, wide)
+        """A few arrays of the tensor's own shape, and many rotations, square in the input dimension."""
+        rotations = subject.shape[1] / max(subject.shape[0], 1) if len(subject.shape) == 2 else 0.0
+        return 3.0 + experts + rotations * (12.0 + 3.0 * experts)
 
     def unit(self, subject: Subject) -> Unit:
         """Matrices are seen whole; everything else goes in blocks."""
