@@ -340,6 +340,39 @@ def test_killed_and_continued_gives_the_same_bytes(tmp_path: Path) -> None:
     assert tree(out) == tree(tmp_path / "wanted")
 
 
+def test_surveys_are_not_repeated_after_a_kill(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The totals of every method's finished rounds are kept as they are."""
+    from plait.engine._evaluate import Evaluator
+
+    base, experts = family(3)
+    names = save_family(tmp_path, base, experts)
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: Any) -> Any:
+        raise Stop
+
+    counted: list[int] = []
+    survey = Evaluator.survey
+    monkeypatch.setattr(Evaluator, "survey", lambda self, job, step: (counted.append(step), survey(self, job, step))[1])
+    for method in ("ties", "pcb", "frank", "ram_plus", "opcm", [{"lines": {}}]):
+        experts_ = dict(list(names["experts"].items())[: 2 if method == "frank" else 3])
+        recipe = {"method": ["task_arithmetic", *method] if isinstance(method, list) else method, **names}
+        plan = compile_recipe({**recipe, "experts": experts_})
+        plait.merge(plan, tmp_path / "wanted", overwrite=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(Evaluator, "block", stop)
+            with pytest.raises(Stop):
+                plait.merge(plan, tmp_path / "out", overwrite=True)
+        counted.clear()
+        plait.merge(plan, tmp_path / "out", overwrite=True)
+        assert not counted, method
+        assert tree(tmp_path / "out") == tree(tmp_path / "wanted")
+        plait.merge(plan, tmp_path / "out", overwrite=True)
+        assert counted, method
+
+
 def test_a_journal_of_other_inputs_or_damaged_bytes_is_not_trusted(tmp_path: Path) -> None:
     base, experts = family(2)
     names = save_family(tmp_path, base, experts)

@@ -18,6 +18,7 @@ from torch import Tensor
 from plait.checkpoints import Checkpoint, LazyTensor
 from plait.engine._evaluate import Evaluator
 from plait.engine._factors import FactorCache
+from plait.engine._facts import FactStore
 from plait.engine._hashes import InputHashes, bytes_of
 from plait.engine._nested import PlannedTensor
 from plait.engine._output import GrowingOutput, check_target
@@ -252,11 +253,15 @@ class _Run:
                         source.cache.evaluator = next(e for e in self.evaluators if e.plan is source.cache.plan)
         self.main = self.evaluators[-1]
 
-    def survey(self, pool: ThreadPoolExecutor) -> None:
-        """Run the model-wide surveys, of nested recipes first."""
-        for evaluator in self.evaluators:
+    def survey(self, pool: ThreadPoolExecutor, store: FactStore | None = None) -> None:
+        """Run the model-wide surveys, of nested recipes first; rounds found in the store are not run again."""
+        for index, evaluator in enumerate(self.evaluators):
             rounds = evaluator.model_rounds()
             for number, step in enumerate(rounds):
+                known = store.find(index, step, number) if store is not None else None
+                if known is not None:
+                    evaluator.facts.setdefault(step, []).append(known)
+                    continue
                 jobs = [job for job in evaluator.plan.jobs if not job.copies and job.entry.numel]
                 name = evaluator.plan.chain.steps[step].cls.name
                 size = sum(s.nbytes for job in jobs for s in job.sources)
@@ -272,6 +277,8 @@ class _Run:
                     if part is not None:
                         total = part if total is None else total + part
                 evaluator.facts.setdefault(step, []).append(total)
+                if store is not None:
+                    store.keep(index, step, number, total)
 
     def merge(self, job: Job, write: Callable[[int, Tensor], None]) -> str:
         """Compute one job block by block; return the hash of what was written."""
@@ -405,7 +412,7 @@ def _fill(plan: Plan, output: GrowingOutput, run: _Run, progress: Progress) -> R
 
     with _pool(run.options.threads) as pool:
         if todo:
-            run.survey(pool)
+            run.survey(pool, FactStore(output.partial))
             progress.phase("merging", sum(s.nbytes for job in todo for s in job.sources))
         for job, digest in _each(pool, todo, work, run.options, run.block, run.stop):
             digests[job.name] = digest

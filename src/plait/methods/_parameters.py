@@ -139,7 +139,7 @@ def parameters_of(cls: type) -> Mapping[str, Parameter]:
         bounds = next((e for e in extras if isinstance(e, Bounds)), Bounds())
         doc = next((e.text for e in extras if isinstance(e, Doc)), "")
         default = field.default if field.default is not dataclasses.MISSING else None
-        # the default first: `Literal` compares as a set, and typing may hand out another method's order of the same words
+        # the default first: `Literal` compares as a set, and typing may hand out another method's order of the words
         choices = tuple(sorted(choices, key=lambda choice: (choice != default, choice)))
         fixed = kind in ("choice", "bool", "str", "any") or any(e is Fixed or isinstance(e, Fixed) for e in extras)
         found[field.name] = Parameter(
