@@ -12,7 +12,7 @@ from torch import Tensor
 from plait.errors import RecipeError
 from plait.methods._contract import Combiner, Group, Paper, Scope, Subject, Unit
 from plait.methods._parameters import Doc, Fixed, Real
-from plait.tensors.keyed import Keyed
+from plait.tensors.summaries import ByKey
 from plait.tensors.sums import Each, norm2_squared
 
 __all__ = ["Frank", "fit_decay"]
@@ -97,11 +97,11 @@ class Frank(Combiner):
             )
         return "element"
 
-    def survey(self, group: Group) -> Keyed:
+    def survey(self, group: Group) -> ByKey:
         """‖τ‖² of both experts, under the layer's key."""
         if group.role.layer is None:
-            return Keyed()
-        return Keyed({(group.role.stack, group.role.layer): Each(tuple(map(norm2_squared, group.deltas)))})
+            return ByKey({})
+        return ByKey({(group.role.stack, group.role.layer): Each(tuple(map(norm2_squared, group.deltas)))})
 
     def _prior(self, layer: int, layers: int) -> tuple[float, float]:
         if self.attention is None and self.decay is None:

@@ -2,8 +2,10 @@
 
 from plait.reports._card import model_card
 from plait.reports._diff import Diff, TensorDiff, diff
-from plait.reports._manifest import MANIFEST, RECIPE, describe_output, manifest
+from plait.reports._files import describe_output
+from plait.reports._manifest import manifest
 from plait.reports._methods_page import methods_page, verification
+from plait.reports._recipe import MANIFEST, RECIPE
 
 __all__ = [
     "MANIFEST",

@@ -12,6 +12,7 @@ import yaml
 from plait.checkpoints import Checkpoint
 from plait.engine import Plan
 from plait.methods import external
+from plait.reports._recipe import MANIFEST, RECIPE, recipe_text
 
 __all__ = ["model_card", "strictest_licence"]
 
@@ -89,7 +90,6 @@ def _licence(checkpoint: Checkpoint) -> str | None:
 def model_card(plan: Plan) -> str:
     """Return README.md: front matter, parents, recipe."""
     from plait import __version__
-    from plait.reports._manifest import MANIFEST, RECIPE, recipe_text
 
     cards = {name: front_matter(c.folder) for name, c in plan.inputs.items()}
     head: dict[str, Any] = {"base_model": list(dict.fromkeys(_hub_name(c) for c in plan.inputs.values()))}

@@ -7,49 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from plait._versions import versions
-from plait.checkpoints import carried_files
 from plait.engine import Plan, Result, model_hash
 from plait.methods import Method, external
 
-__all__ = ["MANIFEST", "RECIPE", "describe_output", "manifest"]
-
-MANIFEST = "plait.json"
-RECIPE = "plait.yaml"
-
-
-def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
-    """Return every small file of the output: config, tokenizer and its kin, recipe, provenance, card."""
-    from plait.reports._card import model_card
-
-    files: dict[str, bytes] = {}
-    folder = plan.donor.folder
-    if folder is not None:
-        for path in carried_files(folder):
-            files[path.as_posix()] = (folder / path).read_bytes()
-    if plan.config is not None:
-        files["config.json"] = (json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n").encode()
-    files[RECIPE] = recipe_text(plan).encode()
-    files[MANIFEST] = (json.dumps(manifest(plan, result), indent=1, ensure_ascii=False) + "\n").encode()
-    files["README.md"] = model_card(plan).encode()
-    return files
-
-
-def recipe_text(plan: Plan) -> str:
-    """The recipe as YAML, every key that is not at its default, in the schema's order."""
-    content = plan.recipe.model_dump(mode="json", by_alias=True, exclude_defaults=True)
-    return yaml.safe_dump(_plain(content), sort_keys=False, allow_unicode=True, width=110)
-
-
-def _plain(value: Any) -> Any:
-    """Write an expert that is nothing but a path as that path."""
-    if isinstance(value, dict):
-        if set(value) == {"model"} and isinstance(value["model"], str):
-            return value["model"]
-        return {k: _plain(v) for k, v in value.items() if v is not None}
-    return [_plain(v) for v in value] if isinstance(value, list) else value
+__all__ = ["manifest"]
 
 
 def manifest(plan: Plan, result: Result) -> dict[str, Any]:

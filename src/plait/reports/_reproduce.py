@@ -10,7 +10,7 @@ from typing import Any
 
 from plait.engine import Options, Plan, Progress, compile_recipe, digest_of
 from plait.errors import CheckpointError, MissingModelError, ReproductionError, shorten
-from plait.reports._manifest import MANIFEST
+from plait.reports._recipe import MANIFEST
 
 __all__ = ["Reproduction", "reproduce"]
 

@@ -1,0 +1,28 @@
+"""The small files of an output."""
+
+from __future__ import annotations
+
+import json
+
+from plait.checkpoints import carried_files
+from plait.engine import Plan, Result
+from plait.reports._card import model_card
+from plait.reports._manifest import manifest
+from plait.reports._recipe import MANIFEST, RECIPE, recipe_text
+
+__all__ = ["describe_output"]
+
+
+def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
+    """Return every small file of the output: config, tokenizer and its kin, recipe, provenance, card."""
+    files: dict[str, bytes] = {}
+    folder = plan.donor.folder
+    if folder is not None:
+        for path in carried_files(folder):
+            files[path.as_posix()] = (folder / path).read_bytes()
+    if plan.config is not None:
+        files["config.json"] = (json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n").encode()
+    files[RECIPE] = recipe_text(plan).encode()
+    files[MANIFEST] = (json.dumps(manifest(plan, result), indent=1, ensure_ascii=False) + "\n").encode()
+    files["README.md"] = model_card(plan).encode()
+    return files
