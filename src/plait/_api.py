@@ -8,8 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from plait.engine import Options, Plan, Progress, Result, compile_recipe, execute, execute_in_memory
-from plait.engine._execute import default_threads
+from plait.engine import Options, Plan, Progress, Result, compile_recipe, default_threads, execute, execute_in_memory
 from plait.recipes import parse_size
 from plait.reports import describe_output
 from plait.tuning import Soup

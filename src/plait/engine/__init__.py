@@ -1,20 +1,12 @@
 """Recipe → plan → merged model: streaming, bounded, crash-safe, the same bytes everywhere."""
 
 from plait.engine._compile import compile_recipe
-from plait.engine._execute import (
-    BLOCK,
-    Options,
-    Progress,
-    Result,
-    Silent,
-    check_memory,
-    execute,
-    execute_in_memory,
-    resident_memory,
-)
+from plait.engine._execute import Result, execute, execute_in_memory
 from plait.engine._hashes import digest_of, model_hash
+from plait.engine._options import BLOCK, Options, Progress, Silent, default_threads
 from plait.engine._output import check_target
 from plait.engine._plan import Job, Plan
+from plait.engine._scheduler import check_memory, resident_memory
 
 __all__ = [
     "BLOCK",
@@ -27,6 +19,7 @@ __all__ = [
     "check_memory",
     "check_target",
     "compile_recipe",
+    "default_threads",
     "digest_of",
     "execute",
     "execute_in_memory",

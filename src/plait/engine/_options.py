@@ -1,0 +1,88 @@
+"""How a plan is run, and who is told about it: nothing here changes a bit of the result."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from plait.errors import RecipeError
+
+__all__ = ["BLOCK", "Options", "Progress", "Silent", "default_threads"]
+
+#: default elements per block: small enough for caches, large enough to hide Python
+BLOCK = 1 << 18
+
+
+class Progress(Protocol):
+    """What a caller may want to know while a plan runs."""
+
+    def phase(self, name: str, total: int) -> None:
+        """A phase begins; `total` bytes will be read in it."""
+
+    def advance(self, count: int) -> None:
+        """That many bytes are done; called from any thread."""
+
+    def note(self, text: str) -> None:
+        """Something worth a line."""
+
+
+class Silent:
+    """Tells nothing."""
+
+    def phase(self, name: str, total: int) -> None:
+        """Ignore."""
+
+    def advance(self, count: int) -> None:
+        """Ignore."""
+
+    def note(self, text: str) -> None:
+        """Ignore."""
+
+
+def default_threads() -> int:
+    """The cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return max(1, len(os.sched_getaffinity(0)))
+    return os.cpu_count() or 1
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a plan is run; none of it changes a bit of the result.
+
+    Attributes:
+        memory: bytes of tensors in flight.
+        threads: worker threads.
+        device: where the arithmetic is done.
+        block: elements per block of elementwise methods, a multiple of 65,536.
+        overwrite: replace an existing output.
+        factors: a folder in which factorisations are kept for later runs.
+        replay: uniform numbers to use instead of drawn ones, see `plait.tensors.randomness.Draws`.
+    """
+
+    memory: int = 1 << 30
+    threads: int = field(default_factory=default_threads)
+    device: str = "cpu"
+    block: int = BLOCK
+    overwrite: bool = False
+    factors: Path | None = None
+    replay: Callable[[str, str], Tensor] | None = None
+
+    def check(self) -> None:
+        """Raise RecipeError for options that cannot be used."""
+        if self.threads < 1:
+            raise RecipeError(f"threads is {self.threads}; it must be at least 1.")
+        if self.block < 1 << 16 or self.block % (1 << 16):
+            raise RecipeError(f"block is {self.block}; it must be a positive multiple of 65536.")
+        try:
+            kind = torch.device(self.device).type
+        except RuntimeError:
+            raise RecipeError(f"unknown device {self.device!r}; use cpu, cuda or cuda:N.") from None
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise RecipeError("--device cuda: this PyTorch sees no GPU; leave the option out, or install a CUDA build.")
