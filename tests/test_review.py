@@ -57,7 +57,7 @@ def _one(path: Path | str) -> dict[str, Any]:
 )
 def test_a_hostile_header_is_one_message_that_names_the_file(tmp_path: Path, header: Any) -> None:
     path = _file(tmp_path / "m.safetensors", header)
-    with pytest.raises(CheckpointError, match="m.safetensors"):
+    with pytest.raises(CheckpointError, match=r"m\.safetensors"):
         plait.merge(_one(path), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["m.safetensors"]
 
@@ -97,7 +97,7 @@ def test_an_index_of_another_shape_is_refused(tmp_path: Path, content: Any) -> N
 def test_a_config_that_is_no_object_is_refused(tmp_path: Path, text: str) -> None:
     folder = save(tmp_path / "m", llama(0), None)
     (folder / "config.json").write_text(text)
-    with pytest.raises(CheckpointError, match="config.json"):
+    with pytest.raises(CheckpointError, match=r"config\.json"):
         plait.merge(_one(folder), tmp_path / "out")
 
 
@@ -162,7 +162,7 @@ def test_a_broken_card_of_a_parent_does_no_harm(tmp_path: Path, text: str) -> No
 def test_a_recipe_of_another_shape_is_one_message(tmp_path: Path, text: str) -> None:
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(text)
-    with pytest.raises(RecipeError, match="recipe.yaml"):
+    with pytest.raises(RecipeError, match=r"recipe\.yaml"):
         plait.plan(recipe)
 
 

@@ -56,7 +56,7 @@ def check_memory(plan: Plan, options: Options) -> int:
 
 
 #: what Python, torch and this package occupy before any tensor is read
-INTERPRETER = 240 << 20
+INTERPRETER = 260 << 20
 
 
 def resident_memory(plan: Plan, options: Options) -> int:

@@ -215,6 +215,8 @@ class Method:
     #: (a, b): arrays of the block's size alive at the peak beside the inputs, a + b · experts, for the memory plan;
     #: measured by benchmarks/method_memory.py
     temporaries: ClassVar[tuple[float, float]] = (4.0, 1.0)
+    #: matrices of input dimension × input dimension among them, beyond the one counted for a square matrix
+    squares: ClassVar[float] = 0.0
 
     @property
     def rounds(self) -> int:
@@ -248,9 +250,9 @@ class Method:
 
     def arrays(self, subject: Subject, experts: int) -> float:
         """Arrays of the block's size that are alive at the peak, beside the inputs."""
-        del subject
         fixed, each = self.temporaries
-        return fixed + each * experts
+        wide = subject.row * subject.row / max(subject.numel, 1) if len(subject.shape) == 2 else 1.0
+        return fixed + each * experts + self.squares * max(0.0, wide - 1.0)
 
     def survey(self, group: Group) -> Any:
         """Return what this block contributes to the present round (`len(group.facts)` rounds are finished)."""

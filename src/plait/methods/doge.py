@@ -50,6 +50,7 @@ class Doge(SpectralCombiner):
     identity: ClassVar[Any] = None
     cost: ClassVar[Any] = "iterative"
     temporaries: ClassVar[tuple[float, float]] = (21.5, 1.5)
+    squares: ClassVar[float] = 4.0
 
     strength: Annotated[NonNegative, Doc("norm that each expert's matrix is scaled to")] = 0.07
     density: Annotated[Density, Doc("share of all matrices' entries that each expert keeps")] = 0.3

@@ -36,6 +36,7 @@ class _ClosedForm(SpectralCombiner):
     )
     identity: ClassVar[Any] = {}
     temporaries: ClassVar[tuple[float, float]] = (8.0, 1.0)
+    squares: ClassVar[float] = 4.0
 
     filter: Annotated[Filter, Doc("how much of the way to the minimiser each eigen-direction goes")] = "exponential"
     time: Annotated[NonNegative, Doc("t of the exponential filter 1 − exp(−λt)")] = 300.0
