@@ -324,7 +324,7 @@ def test_killed_and_continued_gives_the_same_bytes(tmp_path: Path) -> None:
     kills = resumed = 0
     for _ in range(40):
         process = subprocess.Popen(command)
-        journal = tmp_path / ".out.plait-partial" / ".journal"
+        journal = tmp_path / ".out.plait-work" / "journal"
         before = journal.stat().st_size if journal.exists() else 0
         while process.poll() is None:
             time.sleep(0.002)
@@ -383,8 +383,10 @@ def test_a_journal_of_other_inputs_or_damaged_bytes_is_not_trusted(tmp_path: Pat
     class Stop(BaseException):
         pass
 
-    def stop(*_: Any) -> Any:
-        raise Stop
+    def stop(_: Any, result: Any) -> Any:
+        if result.inputs:  # not the rehearsal before the run
+            raise Stop
+        return {}
 
     with pytest.raises(Stop):
         execute(plan, tmp_path / "out", Options(), describe=stop)
@@ -393,7 +395,7 @@ def test_a_journal_of_other_inputs_or_damaged_bytes_is_not_trusted(tmp_path: Pat
     data = bytearray(weights.read_bytes())
     data[-5] ^= 0xFF
     weights.write_bytes(data)
-    with (partial / ".journal").open("a") as stream:
+    with (tmp_path / ".out.plait-work" / "journal").open("a") as stream:
         stream.write('{"tensor": "torn')
     result = plait.merge(plan, tmp_path / "out")
     assert 0 < result.resumed < len(plan.jobs)
@@ -403,3 +405,108 @@ def test_a_journal_of_other_inputs_or_damaged_bytes_is_not_trusted(tmp_path: Pat
         execute(plan, tmp_path / "again", Options(), describe=stop)
     other = plait.merge({"method": "ties", "parameters": {"density": 0.5}, **names}, tmp_path / "again")
     assert other.resumed == 0
+
+
+def _merged(tmp_path: Path) -> tuple[dict[str, Any], Path]:
+    base, experts = family(2)
+    return {"method": "ties", **save_family(tmp_path, base, experts)}, tmp_path / "out"
+
+
+def test_an_output_that_appears_meanwhile_is_left_alone(tmp_path: Path) -> None:
+    recipe, out = _merged(tmp_path)
+
+    def meddle(_: Any, result: Any) -> Any:
+        if result.inputs:
+            out.mkdir()
+            (out / "thesis.txt").write_text("years of work")
+        return {}
+
+    with pytest.raises(OutputError, match="appeared while it was being made"):
+        execute(compile_recipe(recipe), out, Options(), describe=meddle)
+    assert (out / "thesis.txt").read_text() == "years of work"
+    (out / "thesis.txt").unlink()
+    out.rmdir()
+    result = execute(compile_recipe(recipe), out, Options())
+    assert result.resumed == len(result.digests)
+    assert sorted(p.name for p in tmp_path.iterdir() if "plait" in p.name) == []
+
+
+def test_what_another_recipe_left_is_gone_before_this_one_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at that very moment, no total of another recipe is ever taken for this one's."""
+    from plait.engine._evaluate import Evaluator
+    from plait.engine._journal import Journal
+
+    class Stop(BaseException):
+        pass
+
+    def stop(*_: Any) -> Any:
+        raise Stop
+
+    recipe, out = _merged(tmp_path)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Evaluator, "block", stop)
+        plait.merge(recipe, out)
+    work = tmp_path / ".out.plait-work"
+    assert list(work.glob("facts-*"))
+    other = {**recipe, "parameters": {"density": 0.9}}
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(Journal, "start", stop)
+        plait.merge(other, out)
+    assert not list(work.glob("facts-*")) and not (work / "journal").exists()
+    plait.merge(other, out)
+    plait.merge(other, tmp_path / "wanted")
+    assert tree(out) == tree(tmp_path / "wanted")
+
+
+def test_an_old_output_that_a_kill_left_aside_is_put_back(tmp_path: Path) -> None:
+    recipe, out = _merged(tmp_path)
+    plait.merge(recipe, out)
+    before = tree(out)
+    out.rename(tmp_path / ".out.plait-old-1-2")
+    with pytest.raises(OutputError, match="exists already"):
+        plait.merge({**recipe, "parameters": {"density": 0.9}}, out)
+    assert tree(out) == before
+    out.rename(tmp_path / ".out.plait-old-1-2")
+    plait.merge({**recipe, "parameters": {"density": 0.9}}, out, overwrite=True)
+    assert tree(out) != before
+    assert not [p for p in tmp_path.iterdir() if "plait" in p.name]
+
+
+def test_a_link_in_the_way_is_not_followed(tmp_path: Path) -> None:
+    recipe, out = _merged(tmp_path)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.safetensors").write_text("mine")
+    (tmp_path / ".out.plait-partial").symlink_to(tmp_path / "mine")
+    with pytest.raises(OutputError, match="in the way"):
+        plait.merge(recipe, out)
+    assert (tmp_path / "mine" / "model.safetensors").read_text() == "mine"
+
+
+def test_a_stopped_run_says_so_and_continues(tmp_path: Path) -> None:
+    recipe, out = _merged(tmp_path)
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps({**recipe, "shard_size": "60KB"}))
+    code = SLOW.split("plait.merge(")[0] + "from plait.cli import main\nmain()"
+    command = [sys.executable, "-c", code, "merge", str(path), "-o", str(out), "--threads", "1"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    journal = tmp_path / ".out.plait-work" / "journal"
+    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 400):
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130, said
+    assert "run the same command again" in said and "Traceback" not in said
+    assert not out.exists()
+    assert plait.merge(path, out, threads=1).resumed > 0
+
+
+def test_a_head_of_its_own_is_not_dropped_for_a_tied_donor_that_stores_one(tmp_path: Path) -> None:
+    tied = llama(0, tied=True)
+    tied["lm_head.weight"] = tied["model.embed_tokens.weight"].clone()
+    save(tmp_path / "a", tied, tie_word_embeddings=True)
+    save(tmp_path / "b", llama(1))
+    recipe = {"method": "linear", "experts": {"a": str(tmp_path / "a"), "b": str(tmp_path / "b")}}
+    with pytest.raises(IncompatibleModelsError, match=r"lm_head\.weight \(only in b"):
+        plait.merge(recipe, tmp_path / "out")

@@ -301,7 +301,7 @@ def test_a_killed_overwrite_of_a_nested_recipe_keeps_the_old_output_and_resumes(
     plait.merge(recipe, tmp_path / "wanted")
     out = save(tmp_path / "out", llama(7), CONFIG)
     old = tree(out)
-    journal = tmp_path / ".out.plait-partial" / ".journal"
+    journal = tmp_path / ".out.plait-work" / "journal"
     for sent, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
         before = journal.stat().st_size if journal.exists() else 0
         process = subprocess.Popen([sys.executable, "-c", SLOW, str(recipe), "-o", str(out)], stderr=subprocess.PIPE)
@@ -309,7 +309,7 @@ def test_a_killed_overwrite_of_a_nested_recipe_keeps_the_old_output_and_resumes(
             time.sleep(0.005)
         process.send_signal(sent)
         _, said = process.communicate()
-        assert process.returncode == code
+        assert process.returncode == code, said.decode()
         assert b"Traceback" not in said
         assert tree(out) == old
     result = plait.merge(recipe, out, overwrite=True)

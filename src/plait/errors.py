@@ -13,6 +13,7 @@ __all__ = [
     "CheckpointError",
     "DiskSpaceError",
     "IncompatibleModelsError",
+    "InterruptedRunError",
     "MemoryBudgetError",
     "MissingModelError",
     "NonFiniteError",
@@ -82,6 +83,12 @@ class MemoryBudgetError(PlaitError):
 
 class ReproductionError(PlaitError):
     """A rebuilt model that differs from the one it should reproduce."""
+
+
+class InterruptedRunError(PlaitError):
+    """A run that the user stopped; what is finished is kept."""
+
+    exit_code = 130
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

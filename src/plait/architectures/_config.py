@@ -44,12 +44,12 @@ def resize_depth(config: dict[str, Any], origin: Sequence[int]) -> dict[str, Any
         for name, value in config.items():
             if (
                 isinstance(value, list)
-                and len(value) == depth
+                and len(value) == depth > max(origin, default=0)
                 and name.startswith(("layer", "mlp_layer", "attn_layer"))
             ):
                 changed[name] = [value[i] for i in origin]
     if isinstance(config.get("text_config"), dict) and not depth_keys(config):
         changed["text_config"] = resize_depth(config["text_config"], origin)
-    if changed.get("max_window_layers") is not None and depth_keys(config):
+    if isinstance(changed.get("max_window_layers"), int) and depth_keys(config):
         changed["max_window_layers"] = min(changed["max_window_layers"], len(origin))
     return changed

@@ -59,7 +59,7 @@ _HEAD = re.compile(
     r"(?<![a-z])(lm_head|classifier|score|head|heads|cls|qa_outputs|embed_out|output|logits|text_projection"
     r"|visual_projection|pooler)(?![a-z])"
 )
-_NUMBER = re.compile(r"(?:^|\.)(\d+)(?=\.)")
+_NUMBER = re.compile(r"(?:^|\.)([0-9]{1,6})(?=\.)")
 
 
 def layer_of(name: str) -> tuple[str, int] | None:
@@ -76,12 +76,10 @@ def layer_of(name: str) -> tuple[str, int] | None:
 
 def with_layer(name: str, index: int) -> str:
     """Return the name with another layer index."""
-    place = layer_of(name)
-    if place is None:
-        return name
-    stack, old = place
-    prefix = f"{stack}." if stack else ""
-    return f"{prefix}{index}{name[len(prefix) + len(str(old)) :]}"
+    for found in _NUMBER.finditer(name):
+        if not name[: found.start()].endswith("experts"):
+            return f"{name[: found.start(1)]}{index}{name[found.end(1) :]}"
+    return name
 
 
 def _kind(name: str, inside: bool) -> str:

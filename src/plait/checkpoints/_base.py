@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -31,7 +32,7 @@ class LazyTensor(ABC):
         self.shape = shape
         self.dtype = dtype
         self.source = source
-        self.numel = int(torch.Size(shape).numel())
+        self.numel = math.prod(shape)
         self.nbytes = self.numel * dtype.itemsize
 
     @abstractmethod

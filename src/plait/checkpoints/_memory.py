@@ -38,6 +38,8 @@ def tensors_of(state: Mapping[str, Tensor], source: str) -> dict[str, LazyTensor
     for name, tensor in state.items():
         if not isinstance(tensor, Tensor):
             raise CheckpointError(f"{source}: {name!r} is a {type(tensor).__name__}, not a tensor.")
+        if name == "__metadata__" or tensor.is_meta:
+            raise CheckpointError(f"{source}: {name!r} is a name or a tensor without values that cannot be merged.")
         if "float8" in str(tensor.dtype) or tensor.is_quantized:
             raise QuantizedCheckpointError(
                 f"tensor {name!r} in {source} is stored as {tensor.dtype}: its values mean nothing without their "

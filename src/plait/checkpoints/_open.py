@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -45,8 +46,12 @@ def open_checkpoint(reference: str | Path | Mapping[str, Tensor], *, relative_to
     text = str(reference)
     looked = ""
     if not text.startswith("hf://"):
-        path = Path(text).expanduser()
-        path = path if path.is_absolute() or relative_to is None else relative_to / path
+        try:
+            path = Path(text).expanduser()
+            path = path if path.is_absolute() or relative_to is None else relative_to / path
+            path.exists()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise MissingModelError(f"{text[:80]!r} cannot be a model's path: {error}.") from None
         looked = f" (looked at {path})"
         if path.is_dir():
             return _open_folder(path, text)
@@ -149,7 +154,7 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     if Path(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
         raise UnsafeFileError(f"{index} points outside its folder: {name!r}. Do not use this model.")
     path = folder / name
-    if not path.is_file():
+    if len(os.fsencode(name)) > 255 or not path.is_file():
         raise MissingModelError(f"the shard {name} that {index} names is missing. Download it again.")
     return path
 
@@ -186,7 +191,7 @@ def _refuse_packed(tensors: Mapping[str, LazyTensor], folder: Path) -> None:
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not readable JSON: {error}.") from None
     if not isinstance(content, dict):
         raise CheckpointError(f"{path} is not a JSON object.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import weakref
 from collections.abc import Sequence
 from math import prod
@@ -29,12 +30,14 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._fd = os.open(path, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
         except FileNotFoundError:
             raise MissingModelError(f"there is no file {path}.") from None
         except OSError as error:
             raise CheckpointError(f"{path} cannot be opened: {error.strerror}.") from None
         weakref.finalize(self, os.close, self._fd)
+        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
+            raise CheckpointError(f"{path} is not an ordinary file.")
         self.size = os.fstat(self._fd).st_size
         self.metadata: dict[str, str] = {}
         self.tensors: dict[str, LazyTensor] = {}
@@ -72,7 +75,7 @@ class SafetensorsFile:
         self.read_bytes(8, memoryview(raw), "the header")
         try:
             header = json.loads(raw.decode(), object_pairs_hook=self._unique)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise self._bad(f"its header is not JSON ({error}).") from None
         if not isinstance(header, dict):
             raise self._bad("its header is not a JSON object.")
@@ -100,6 +103,8 @@ class SafetensorsFile:
             code, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
         except (TypeError, KeyError, ValueError):
             raise self._bad(f"the header entry of {name!r} is incomplete.") from None
+        if not isinstance(code, str) or not _printable(name):
+            raise self._bad(f"the header entry of {name!r} has no proper name or dtype.")
         if code in QUANTIZED:
             raise QuantizedCheckpointError(
                 f"tensor {name!r} in {self.path} is stored as {code}: its values mean nothing without their scales. "
@@ -108,7 +113,7 @@ class SafetensorsFile:
         if code not in SAFETENSORS:
             raise CheckpointError(f"tensor {name!r} in {self.path} has the unknown dtype {code!r}.")
         numbers = (*shape, begin, end)
-        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in numbers):
+        if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 62 for v in numbers):
             raise self._bad(f"shape or offsets of {name!r} are not natural numbers.")
         dtype = SAFETENSORS[code]
         if prod(shape) * dtype.itemsize != end - begin:
@@ -129,6 +134,15 @@ class SafetensorsFile:
             expected, before = end, name
         if expected != available:
             raise self._bad(f"{available - expected} bytes at its end belong to no tensor.")
+
+
+def _printable(name: str) -> bool:
+    """Whether a name can be written again: half of a surrogate pair cannot."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class _FileTensor(LazyTensor):

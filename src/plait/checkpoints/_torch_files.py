@@ -67,4 +67,7 @@ def _state_dict(content: Any, path: Path) -> Mapping[str, Tensor]:
     others = [str(name) for name, value in content.items() if not isinstance(value, Tensor)]
     if others:
         raise CheckpointError(f"{path} holds entries that are not tensors: {', '.join(others[:5])}.")
-    return {str(name): value for name, value in content.items()}
+    unnamed = [name for name in content if not isinstance(name, str)]
+    if unnamed:
+        raise CheckpointError(f"{path} names tensors by something other than words: {unnamed[0]!r}.")
+    return dict(content)

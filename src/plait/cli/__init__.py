@@ -52,7 +52,7 @@ def main() -> None:
         _say(str(error))
         sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        _say("interrupted. What is finished is kept: run the same command again to continue.")
+        _say("interrupted.")
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(1)

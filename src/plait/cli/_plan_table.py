@@ -16,6 +16,7 @@ def print_plan(
 ) -> None:
     """Print shapes, sizes, passes, memory and disk; check what a run would check."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from plait._api import _options
@@ -33,7 +34,9 @@ def print_plan(
     steps = " → ".join(step.cls.name for step in plan.chain.steps)
     table.add_row("method", steps)
     for name, checkpoint in plan.inputs.items():
-        table.add_row(name, f"{checkpoint.label}: {len(checkpoint)} tensors, {checkpoint.nbytes / 1e6:,.1f} MB")
+        table.add_row(
+            escape(name), f"{escape(checkpoint.label)}: {len(checkpoint)} tensors, {checkpoint.nbytes / 1e6:,.1f} MB"
+        )
     merged = sum(not job.copies for job in plan.jobs)
     table.add_row("tensors", f"{len(plan.jobs)}: {merged} merged, {len(plan.jobs) - merged} copied")
     table.add_row("parameters", f"{plan.parameters:,}")

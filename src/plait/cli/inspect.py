@@ -54,6 +54,7 @@ def _print(rows: Sequence[Mapping[str, object]], ties: dict[str, str], label: st
     from typing import Any
 
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -69,7 +70,9 @@ def _print(rows: Sequence[Mapping[str, object]], ties: dict[str, str], label: st
         size: Any = row["bytes"]
         layer = "" if row["layer"] is None else str(row["layer"])
         text = " × ".join(map(str, shape)) or "scalar"
-        table.add_row(str(row["name"]), text, str(row["dtype"]), str(row["role"]), layer, f"{size / 1e6:,.2f} MB")
+        table.add_row(
+            escape(str(row["name"])), text, str(row["dtype"]), str(row["role"]), layer, f"{size / 1e6:,.2f} MB"
+        )
         for total, value in zip((0, 1, 2), (1, prod(shape), size), strict=True):
             totals[row["role"]][total] += value
     console.print(table)

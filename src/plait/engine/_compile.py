@@ -42,6 +42,10 @@ class Opener:
         if known is None:
             given: Any = self.state_dicts.get(reference, reference)
             known = Checkpoint.open(given, relative_to=self.folder)
+            if name in self.inputs:
+                raise RecipeError(
+                    f"two models are called {name!r}; rename one (a name with '/' can clash with a nested recipe's)."
+                )
             self._by_reference[reference] = known
             self.inputs[name] = known
         return known
@@ -240,11 +244,11 @@ def _names(
         notes.append(f"{name} is tied to {source} by the config of {first}: written once.")
     names = [name for name in donor.tensors if name not in dropped and name not in tied]
     names += [name for name in copied if name not in donor.tensors and name not in dropped]
-    accounted = {*names, *dropped, *tied}
+    accounted = {*names, *dropped}
     extras: list[str] = []
     for key, checkpoint in used.items():
         for name in checkpoint.tensors:
-            if name not in accounted and name not in checkpoint.ties:
+            if name not in accounted and name not in checkpoint.ties and not (checkpoint is donor and name in tied):
                 extras.append(f"{name} (only in {key}, {checkpoint.label})")
     if extras:
         raise IncompatibleModelsError(

@@ -23,7 +23,7 @@ from plait.engine._options import Options, Progress, Silent
 from plait.engine._output import GrowingOutput, check_target
 from plait.engine._plan import Job, Plan
 from plait.engine._scheduler import check_memory, each, pool
-from plait.errors import DiskSpaceError, PlaitError
+from plait.errors import DiskSpaceError, OutputError, PlaitError
 from plait.tensors.spectral import svd
 
 __all__ = ["Result", "execute", "execute_in_memory"]
@@ -201,7 +201,9 @@ def execute(
     progress = progress or Silent()
     run = _Run(plan, options, progress)
     check_target(plan, out, options.overwrite)
-    output = GrowingOutput(out, plan.layout, plan.fingerprint())
+    if describe is not None:  # once without results: what cannot be read or written is found before any output
+        describe(plan, Result({job.name: "" for job in plan.jobs}, {}))
+    output = GrowingOutput(out, plan.layout, plan.fingerprint(options.device), options.overwrite)
     try:
         result = _fill(plan, output, run, progress)
         files: dict[str, bytes] = {}
@@ -211,7 +213,7 @@ def execute(
         if describe is not None:
             files |= describe(plan, result)
         output.finish(files)
-    except DiskSpaceError:
+    except (DiskSpaceError, OutputError):
         output.abandon(keep=True)
         raise
     except PlaitError:
@@ -235,7 +237,7 @@ def _fill(plan: Plan, output: GrowingOutput, run: _Run, progress: Progress) -> R
 
     with pool(run.options.threads) as workers:
         if todo:
-            run.survey(workers, FactStore(output.partial))
+            run.survey(workers, FactStore(output.work))
             progress.phase("merging", sum(s.nbytes for job in todo for s in job.sources))
         for job, digest in each(workers, todo, work, run.options, run.block, run.stop):
             digests[job.name] = digest

@@ -67,7 +67,7 @@ class FactStore:
         self.folder = folder
 
     def _path(self, plan: int, step: int, number: int) -> Path:
-        return self.folder / f".facts-{plan}-{step}-{number}.json"
+        return self.folder / f"facts-{plan}-{step}-{number}.json"
 
     def find(self, plan: int, step: int, number: int) -> Any:
         """Return the totals of a round that an earlier run has finished, or None."""

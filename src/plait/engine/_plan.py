@@ -157,7 +157,7 @@ class Plan:
         """Largest block, at most `preferred`, with which `threads` jobs fit into `memory`."""
         block = preferred
         while block > 1 << 16 and self._peak(block, threads) > memory:
-            block //= 2
+            block = max(1 << 16, block // 2 >> 16 << 16)
         return block
 
     def _peak(self, block: int, threads: int) -> int:
@@ -169,12 +169,13 @@ class Plan:
         largest = sorted((job.memory(block) for job in self.jobs), reverse=True)[:threads]
         return max(largest[0], min(sum(largest), budget)) if largest else 0
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, device: str = "cpu") -> str:
         """What must be equal for a half-finished output to be continued."""
-        from plait import __version__
+        from plait._versions import versions
 
         facts = {
-            "version": __version__,
+            "versions": versions(),
+            "device": torch.device(device).type,
             "recipe": self.recipe.model_dump(mode="json", by_alias=True),
             "inputs": {name: [c.label, c.stamp] for name, c in self.inputs.items()},
             "layout": [

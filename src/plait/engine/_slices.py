@@ -76,7 +76,7 @@ def _outside(parts: Sequence[tuple[Checkpoint, tuple[int, int]]], stack: str) ->
     (first, _), (last, _) = parts[0], parts[-1]
     for checkpoint, wanted in ((first, True), (last, False)):
         for name, role in roles_of(checkpoint.tensors).items():
-            early = role.depth < 0.5
+            early = role.layer is not None or role.depth < 0.5  # another tower is the first part's, whole
             if role.stack != stack and early is wanted and name not in checkpoint.ties:
                 found[name] = (checkpoint.tensors[name], early)
     return found

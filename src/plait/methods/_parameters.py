@@ -42,7 +42,7 @@ class Bounds:
 
     def holds(self, value: float) -> bool:
         """Tell whether a finite value lies inside."""
-        return math.isfinite(value) and self.ge <= value <= self.le and self.gt < value < self.lt
+        return abs(value) < 1e300 and self.ge <= value <= self.le and self.gt < value < self.lt
 
     def __str__(self) -> str:
         left = f"({self.gt:g}" if self.gt > self.ge else (f"[{self.ge:g}" if self.ge > -math.inf else "(-∞")

@@ -216,7 +216,7 @@ def _value(cls: type[Method], key: str, raw: Any, experts: Sequence[str], where:
 
 def _add_own(cls: type[Method], values: dict[str, Value], key: str, expert: str, raw: Any, where: str) -> None:
     name = internal(key, cls.parameters())
-    if not cls.parameters()[name].per_expert:
+    if name in cls.parameters() and not cls.parameters()[name].per_expert:
         raise RecipeError(
             f"{where}parameter {key!r} of {cls.name!r} is the same for all experts; set it under parameters."
         )
@@ -245,9 +245,11 @@ def _weights(source: Source, common: Any, classes: Sequence[type[Method]]) -> By
         else:
             shared = parsed
     for name, raw in own.items():
+        if name in values:
+            raise RecipeError(f"{where(('experts', name, 'weight'))}the weight of {name!r} is given twice.")
         values[name] = parse_value(raw, f"the weight of {name!r}")
     result = ByExpert(values, shared)
     for leaf in result.leaves():
-        if isinstance(leaf, bool) or not isinstance(leaf, int | float) or leaf != leaf or abs(leaf) == float("inf"):
-            raise RecipeError(f"{where(('experts',))}a weight is {leaf!r}; it must be a finite number.")
+        if isinstance(leaf, bool) or not isinstance(leaf, int | float) or not abs(leaf) < 1e30:
+            raise RecipeError(f"{where(('experts',))}a weight is {leaf!r}; it must be a number, and not beyond 1e30.")
     return result

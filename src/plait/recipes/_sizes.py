@@ -18,6 +18,6 @@ def parse_size(text: str | int, what: str) -> int:
         RecipeError: if it cannot be read, or is not positive.
     """
     found = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([kmgt]i?)?b?\s*", str(text), re.IGNORECASE)
-    if not found or float(found.group(1)) <= 0:
+    if not found or not 0 < float(found.group(1)) < 1e15:
         raise RecipeError(f"{what} is {text!r}; write a size such as 512MiB or 5GB.")
     return max(1, int(float(found.group(1)) * _UNITS[(found.group(2) or "").lower()]))

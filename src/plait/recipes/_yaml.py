@@ -19,6 +19,7 @@ _BASED = re.compile(r"0o[0-7]+|0x[0-9a-fA-F]+")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?")
 _SPECIAL = {".inf": "inf", "+.inf": "inf", "-.inf": "-inf", ".nan": "nan"}
 _MAX_DEPTH = 40
+_MAX_VALUES = 100_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ def read_yaml(text: str, source: str) -> Document:
     """
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
+    except RecursionError:
+        raise RecipeError(f"{source} is nested too deeply to be a recipe.") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
@@ -54,13 +57,18 @@ def read_yaml(text: str, source: str) -> Document:
     if root is None:
         raise RecipeError(f"{source} is empty; a recipe needs at least a method and models.")
     document = Document(None, source)
-    data = _build(root, (), document)
+    try:
+        data = _build(root, (), document)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{source} holds a value that cannot be read: {error}.") from None
     return Document(data, source, document.lines)
 
 
 def _build(node: yaml.Node, path: Path, document: Document) -> Any:
     if len(path) > _MAX_DEPTH:
         raise RecipeError(f"{document.where(path)}nested more than {_MAX_DEPTH} levels deep.")
+    if len(document.lines) > _MAX_VALUES:
+        raise RecipeError(f"{document.source} holds more than {_MAX_VALUES:,} values once its aliases are followed.")
     line = node.start_mark.line + 1
     document.lines.setdefault(path, line)
     if isinstance(node, yaml.MappingNode):

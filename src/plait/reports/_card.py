@@ -52,7 +52,7 @@ _LICENCES = (
 def front_matter(folder: Path | None) -> dict[str, Any]:
     """Read the YAML head of a model folder's card; empty where there is none that can be read."""
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8") if folder is not None else ""
+        text = (folder / "README.md").read_text(encoding="utf-8-sig") if folder is not None else ""
     except (OSError, UnicodeDecodeError):
         return {}
     found = re.match(r"---\s*\n(.*?)\n---\s*(\n|$)", text, re.DOTALL)
@@ -60,7 +60,7 @@ def front_matter(folder: Path | None) -> dict[str, Any]:
         return {}
     try:
         content = yaml.safe_load(found.group(1))
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError):
         return {}
     return content if isinstance(content, dict) else {}
 
@@ -84,7 +84,15 @@ def _hub_name(checkpoint: Checkpoint) -> str:
 
 def _licence(checkpoint: Checkpoint) -> str | None:
     found = front_matter(checkpoint.folder).get("license")
-    return found[0] if isinstance(found, list) and found else found if isinstance(found, str) else None
+    found = found[0] if isinstance(found, list) and found else found
+    return found if isinstance(found, str) else None
+
+
+def _word(value: Any) -> str | list[str] | None:
+    """A word or a list of words, as they may stand in front matter; None for anything else."""
+    if isinstance(value, list):
+        return [item for item in value if isinstance(item, str)] or None
+    return value if isinstance(value, str) else None
 
 
 def model_card(plan: Plan) -> str:
@@ -95,16 +103,16 @@ def model_card(plan: Plan) -> str:
     head: dict[str, Any] = {"base_model": list(dict.fromkeys(_hub_name(c) for c in plan.inputs.values()))}
     head["base_model_relation"] = "merge"
     donor = front_matter(plan.donor.folder)
-    library = donor.get("library_name") or ("transformers" if plan.config is not None else None)
+    library = _word(donor.get("library_name")) or ("transformers" if plan.config is not None else None)
     head |= {"library_name": library} if library else {}
-    head |= {key: donor[key] for key in ("pipeline_tag", "language") if key in donor}
+    head |= {key: word for key in ("pipeline_tag", "language") if (word := _word(donor.get(key)))}
     head["tags"] = ["merge", "plait"]
     licence = plan.recipe.license or strictest_licence([_licence(c) for c in plan.inputs.values()])
     head |= {"license": licence} if licence else {}
     if licence == "other":
         names = sorted({str(_licence(c)) for c in plan.inputs.values() if _licence(c)})
         head["license_name"] = "-and-".join(re.sub(r"[^\w.]+", "-", n) for n in names)
-        head |= {key: card[key] for card in cards.values() for key in ("license_link",) if key in card}
+        head |= {key: card[key] for card in cards.values() for key in ("license_link",) if _word(card.get(key))}
     rows = [_row(plan, name, checkpoint) for name, checkpoint in plan.inputs.items()]
     methods = " → ".join(step.cls.name for step in plan.chain.steps)
     papers = [f"- `{s.cls.name}`: {s.cls.paper.title} ({s.cls.paper.cite})" for s in plan.chain.steps if s.cls.paper]

@@ -21,7 +21,7 @@ def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
         for path in carried_files(folder):
             files[path.as_posix()] = (folder / path).read_bytes()
     if plan.config is not None:
-        files["config.json"] = (json.dumps(plan.config, indent=2, ensure_ascii=False) + "\n").encode()
+        files["config.json"] = (json.dumps(plan.config, indent=2) + "\n").encode()
     files[RECIPE] = recipe_text(plan).encode()
     files[MANIFEST] = (json.dumps(manifest(plan, result), indent=1, ensure_ascii=False) + "\n").encode()
     files["README.md"] = model_card(plan).encode()

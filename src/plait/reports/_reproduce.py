@@ -90,11 +90,16 @@ def reproduce(
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
         written, stored, recipe = record["tensors"], record["inputs"], record["recipe"]
-    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        places = {name: entry.get("path") or _pinned(entry) for name, entry in stored.items()}
+        if not isinstance(recipe, dict) or not written:
+            raise ValueError("no recipe or no tensors")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{path} is damaged ({error}); it cannot be used to rebuild the model.") from None
     made = Checkpoint.open(home)
-    damaged = tuple(n for n, digest in written.items() if n not in made.tensors or digest_of(made.tensors[n]) != digest)
-    places = {name: entry.get("path") or _pinned(entry) for name, entry in stored.items()}
+    foreign = tuple(n for n in made.tensors if n not in written)
+    damaged = foreign + tuple(
+        n for n, digest in written.items() if n not in made.tensors or digest_of(made.tensors[n]) != digest
+    )
     unknown = [name for name in models or {} if name not in places]
     if unknown:
         raise MissingModelError(f"the recipe has no model {unknown[0]!r}; its models are {', '.join(places)}.")
