@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from torch import Tensor
 
-from plait.methods._contract import Group, Paper, Scope
+from plait.methods._contract import Group, Paper, Scope, Subject
 from plait.methods._core import Inner, merge_cores, trim_whole
 from plait.methods._parameters import Density, Doc, NonNegative
 from plait.methods._spectral import SpectralCombiner, weighted_deltas
@@ -62,6 +62,11 @@ class Knots(SpectralCombiner):
     def constant(self) -> frozenset[str]:
         """One threshold per expert and scope, hence one density."""
         return frozenset({"density"})
+
+    def arrays(self, subject: Subject, experts: int) -> float:
+        """The factorisation is square in the output dimension."""
+        tall = subject.shape[0] / max(subject.shape[1], 1) if len(subject.shape) == 2 else 1.0
+        return super().arrays(subject, experts) + 8.0 * max(0.0, tall - 1.0)
 
     def _coordinates(self, group: Group) -> tuple[Tensor, tuple[Tensor, ...]]:
         deltas = weighted_deltas(group)

@@ -64,7 +64,7 @@ class OrthoMerge(Combiner):
     def arrays(self, subject: Subject, experts: int) -> float:
         """A few arrays of the tensor's own shape, and many rotations, square in the input dimension."""
         rotations = subject.shape[1] / max(subject.shape[0], 1) if len(subject.shape) == 2 else 0.0
-        return 3.0 + experts + rotations * (12.0 + 3.0 * experts)
+        return 11.0 + experts + rotations * (5.0 + 3.0 * experts)
 
     def unit(self, subject: Subject) -> Unit:
         """Matrices are seen whole; everything else goes in blocks."""

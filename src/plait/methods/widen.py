@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -43,29 +44,60 @@ class Widen(Combiner):
         "yule-BUAA/MergeLLM",
     )
     weighted: ClassVar[bool] = False
-    temporaries: ClassVar[tuple[float, float]] = (6.0, 0.0)
+    cost: ClassVar[Any] = "survey"
+    temporaries: ClassVar[tuple[float, float]] = (8.0, 3.0)
 
     ratio: Annotated[NonNegative, Doc("how far above the average a rank must be for the fixed score")] = 1.0
     score: Annotated[NonNegative, Doc("score of what changed more than that")] = 1.0
 
+    @property
+    def rounds(self) -> int:
+        """One round for the columns of a matrix, so that an embedding need not be held whole."""
+        return 1
+
     def unit(self, subject: Subject) -> Unit:
-        """Ranks run over all columns, averages over all entries."""
-        return "tensor"
+        """Matrices go by rows once their columns are known; averages run over all entries of anything else."""
+        return "row" if len(subject.shape) == 2 else "tensor"
+
+    def survey(self, group: Group) -> Columns | Tokens | int:
+        """What the columns of a matrix have in these rows; for an embedding, whose columns are rows, their changes."""
+        if len(group.subject.shape) != 2:
+            return 0
+        if group.role.kind == "embedding":
+            changes = [torch.stack(_changes(expert.mT, group.origin.mT)) for expert in group.experts]
+            return Tokens({group.offset: torch.stack(changes)})
+        base = group.origin.double()
+        own = torch.stack([expert.double().square().sum(dim=0) for expert in group.experts])
+        shared = torch.stack([(expert.double() * base).sum(dim=0) for expert in group.experts])
+        return Columns(base.square().sum(dim=0), own, shared)
 
     def merge(self, group: Group) -> Tensor:
         """Score the columns, or the entries of a vector; add the weighted updates."""
+        if len(group.subject.shape) == 2:
+            shares = self._shares(group.facts[0])
+            if group.role.kind == "embedding":
+                first = group.offset // group.subject.row
+                shares = shares[:, first : first + group.origin.shape[0], None]
+            else:
+                shares = shares[:, None, :]
+            return _add(group.origin, group.deltas, shares)
         if group.origin.ndim < 2:
-            scores = self._scores([delta.abs() for delta in group.deltas])
-            return group.origin + sum(s * d for s, d in zip(scores, group.deltas, strict=True))
-        transposed = group.role.kind == "embedding" and group.origin.ndim == 2
-        base, *experts = (_columns(value, transposed) for value in (group.origin, *group.experts))
-        changes = [_changes(expert, base) for expert in experts]
-        magnitude = self._scores([_ranks(change) for change, _ in changes])
-        direction = self._scores([_ranks(change) for _, change in changes])
-        total = torch.zeros_like(base)
-        for expert, m, d in zip(experts, magnitude, direction, strict=True):
-            total.addcmul_(expert - base, (0.5 * (m + d)).to(base.dtype))
-        return group.origin + (total.mT if transposed else total).reshape(group.origin.shape)
+            return _add(group.origin, group.deltas, self._scores([delta.abs() for delta in group.deltas]))
+        base, *experts = (value.reshape(value.shape[0], -1) for value in (group.origin, *group.experts))
+        changes = torch.stack([torch.stack(_changes(expert, base)) for expert in experts])
+        deltas = [expert - base for expert in experts]
+        return _add(base, deltas, self._mean_score(changes)[:, None, :]).reshape(group.origin.shape)
+
+    def _shares(self, known: Columns | Tokens) -> Float[Tensor, "models columns"]:
+        """The shares of all columns; computed once per tensor, for all its blocks."""
+        key = (self.ratio, self.score)
+        if key not in known.shares:
+            known.shares[key] = self._mean_score(known.changes())
+        return known.shares[key]
+
+    def _mean_score(self, changes: Float[Tensor, "models 2 columns"]) -> Float[Tensor, "models columns"]:
+        magnitude, direction = (self._scores([_ranks(change) for change in changes[:, part]]) for part in (0, 1))
+        return 0.5 * (magnitude + direction)
 
     def _scores(self, values: list[Float[Tensor, "*n"]]) -> Float[Tensor, " models *n"]:
         stacked = torch.stack(values)
@@ -74,9 +106,46 @@ class Widen(Combiner):
         return torch.where(stacked > limit, self.score, stacked.softmax(dim=0))
 
 
-def _columns(value: Tensor, transposed: bool) -> Float[Tensor, "out in"]:
-    matrix = value.reshape(value.shape[0], -1)
-    return matrix.mT if transposed else matrix
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """‖W₀[:,j]‖², ‖W[:,j]‖² and ⟨W[:,j], W₀[:,j]⟩ of every column, in float64, over the rows seen so far."""
+
+    base: Float[Tensor, " columns"]
+    own: Float[Tensor, "models columns"]
+    shared: Float[Tensor, "models columns"]
+    shares: dict[tuple[float, float], Tensor] = field(default_factory=dict)
+
+    def __add__(self, other: Columns) -> Columns:
+        return Columns(self.base + other.base, self.own + other.own, self.shared + other.shared)
+
+    def changes(self) -> Float[Tensor, "models 2 columns"]:
+        """Per column: the change of its norm, and 1 − cos of the angle it has turned by."""
+        ours, theirs = self.own.sqrt(), self.base.sqrt()
+        size = ours * theirs
+        turned = 1.0 - torch.where(size > 0, self.shared / size, ((ours > 0) == (theirs > 0)).double())
+        return torch.stack([(ours - theirs).abs(), turned], dim=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Tokens:
+    """The changes of an embedding's tokens: flat offset of a block of rows → (models, 2, rows)."""
+
+    blocks: Mapping[int, Tensor]
+    shares: dict[tuple[float, float], Tensor] = field(default_factory=dict)
+
+    def __add__(self, other: Tokens) -> Tokens:
+        return Tokens({**self.blocks, **other.blocks})
+
+    def changes(self) -> Float[Tensor, "models 2 columns"]:
+        """All tokens, in order."""
+        return torch.cat([self.blocks[offset] for offset in sorted(self.blocks)], dim=-1)
+
+
+def _add(base: Tensor, deltas: Sequence[Tensor], shares: Sequence[Tensor] | Tensor) -> Tensor:
+    total = base.clone()
+    for delta, share in zip(deltas, shares, strict=True):
+        total.addcmul_(delta, share.to(base.dtype))
+    return total
 
 
 def _norm(matrix: Float[Tensor, "out in"]) -> Float[Tensor, " in"]:
