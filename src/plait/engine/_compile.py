@@ -148,6 +148,9 @@ def _align(
     roles = roles_of(name for checkpoint in every.values() for name in checkpoint.tensors)
     copied, dropped = _picked(source, every, roles)
     notes: list[str] = []
+    if base is not None and not chain.needs_base:
+        methods = " and ".join(step.cls.name for step in chain.steps)
+        notes.append(f"{methods} does not use the base: it only names the tensors and gives config and tokenizer.")
     names = _names(first, every, used, copied, dropped, notes)
     experts = tuple(models)
     wanted = parse_dtype(recipe.dtype) if recipe.dtype else (torch.float32 if inner else None)

@@ -73,6 +73,7 @@ class _Run:
             for job in evaluator.plan.jobs:
                 for source in job.sources:
                     if isinstance(source, PlannedTensor):
+                        source.cache.keep = options.threads + 1
                         source.cache.evaluator = next(e for e in self.evaluators if e.plan is source.cache.plan)
         self.main = self.evaluators[-1]
 

@@ -28,15 +28,16 @@ class _Cache:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self.evaluator: Evaluator | None = None
+        self.keep = 2
         self._whole: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
     def whole(self, job: Job) -> Tensor:
-        """Compute a tensor that cannot be computed in blocks; keep the last two."""
+        """Compute a tensor that cannot be computed in blocks; keep as many as are read at once."""
         assert self.evaluator is not None
         with self._lock:
             if job.name not in self._whole:
-                while len(self._whole) >= 2:
+                while len(self._whole) >= self.keep:
                     self._whole.popitem(last=False)
                 self._whole[job.name] = self.evaluator.whole(job)
             self._whole.move_to_end(job.name)
