@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 from torch import Tensor
@@ -71,6 +73,7 @@ def _check_digest(name: str, call: Call, ours: dict[str, Tensor]) -> None:
         assert off <= allowed, f"{key}: a projection is off by {off:g}, allowed {allowed:g}"
 
 
+@pytest.mark.skipif("PLAIT_GOLDEN" in os.environ, reason="other vectors may be of methods nobody has yet")
 @pytest.mark.parametrize("name", store.names())
 def test_every_golden_is_reproduced_or_left_out_with_a_reason(name: str) -> None:
     """No golden is forgotten."""
