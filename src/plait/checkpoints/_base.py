@@ -120,7 +120,11 @@ class Checkpoint:
         """Tensors that the config ties to another one: alias → the tensor it is."""
         if self.config is None or not tie_flag(self.config):
             return {}
-        candidates = {*self.tensors, "lm_head.weight"}
+        # transformers does not save a tied output projection: it is missed only where the model has one
+        listed = self.config.get("architectures")
+        names = listed if isinstance(listed, list) else []
+        headed = any("LM" in str(name) or "Generation" in str(name) for name in names)
+        candidates = {*self.tensors, *(("lm_head.weight",) if headed else ())}
         found = {name: tied_to(name, self.tensors) for name in sorted(candidates)}
         return {name: source for name, source in found.items() if source is not None}
 

@@ -156,7 +156,12 @@ def _row(plan: Plan, name: str, checkpoint: Checkpoint) -> str:
     weights = {job.weights[plan.chain.experts.index(name)] for job in plan.jobs if role == "expert" and _has(plan, job)}
     text = ", ".join(f"{w:g}" for w in sorted(weights)[:3]) + (" …" if len(weights) > 3 else "")
     weighted = plan.chain.combiner.cls.weighted and role == "expert"
-    cells = (_hub_name(checkpoint), f"{role} {external(name)}", text if weighted else "", checkpoint.revision or "")
+    cells = (
+        _hub_name(checkpoint),
+        role if role == name else f"{role} {external(name)}",
+        text if weighted else "",
+        checkpoint.revision or "",
+    )
     return f"| {' | '.join(cells)} |"
 
 
