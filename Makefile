@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.plait-ready
 JOBS ?= 2
 
-.PHONY: demo test check format bench clean
+.PHONY: demo demo-all test check format clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -17,6 +17,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)
 	$(BIN)/python -m plait.bench.demo
+
+demo-all: $(STAMP)
+	$(BIN)/python -m plait.bench.demo --all
 
 check: $(STAMP)
 	$(BIN)/ruff check src tests benchmarks

@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the experts' training (default: 0)")
     parser.add_argument("--threads", type=int, default=1, help="threads that train and evaluate (default: 1)")
-    parser.add_argument("--short", action="store_true", help="only the best-known methods")
+    parser.add_argument("--all", action="store_true", help="the whole catalogue, not only the best-known methods")
     options = parser.parse_args(argv)
 
     from rich.console import Console
@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     _say("evaluating the base and the experts")
     sections: list[list[Result]] = [reference_rows(testbed)]
     known = demo_merges(testbed.base, testbed.experts)
-    parts = [known] if options.short else [known, catalogue(testbed.base, testbed.experts, known)]
+    parts = [known, catalogue(testbed.base, testbed.experts, known)] if options.all else [known]
     for merges in parts:
         sections.append([])
         for label, recipe in merges:
