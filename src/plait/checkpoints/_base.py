@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -25,7 +25,10 @@ class LazyTensor(ABC):
         shape: its dimensions.
         dtype: how it is stored.
         source: the file (or "memory") it lies in, for messages.
+        stable: whether what `read` returns without a scratch buffer stays as it is when another tensor is read.
     """
+
+    stable: ClassVar[bool] = True
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, source: str) -> None:
         self.name = name
@@ -47,6 +50,16 @@ class LazyTensor(ABC):
         Raises:
             CheckpointError: if the file ends early.
         """
+
+    def fill(self, start: int, stop: int, into: memoryview) -> None:
+        """Put the bytes of flat elements [start, stop) into a buffer of just that size.
+
+        Raises:
+            CheckpointError: if the file ends early.
+        """
+        values = self.read(start, stop)
+        if values.numel():
+            into[:] = memoryview(values.contiguous().view(torch.uint8).numpy())  # type: ignore[arg-type]
 
     def prefetch(self, start: int, stop: int) -> None:
         """Tell the system that these elements will be read soon."""

@@ -163,10 +163,14 @@ class _FileTensor(LazyTensor):
             scratch = torch.empty(max(size, 1), dtype=torch.uint8)
         view = scratch[:size]
         if size:
-            what = f"tensor {self.name!r}"
             buffer: Any = view.numpy()
-            self._file.read_bytes(self._offset + start * self.dtype.itemsize, memoryview(buffer), what)
+            self.fill(start, end, memoryview(buffer))
         return view.view(self.dtype)
+
+    def fill(self, start: int, stop: int, into: memoryview) -> None:
+        """Read [start, stop) into a buffer with one positioned read."""
+        if stop > start:
+            self._file.read_bytes(self._offset + start * self.dtype.itemsize, into, f"tensor {self.name!r}")
 
     def prefetch(self, start: int, stop: int) -> None:
         """Start reading ahead in the background."""

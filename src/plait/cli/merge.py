@@ -38,11 +38,14 @@ def register(app: typer.Typer) -> None:
         from plait._api import plan as compile_plan
         from plait.cli._plan_table import print_plan
         from plait.cli._progress import Display
+        from plait.cli._timings import since_start, write_timings
         from plait.errors import InterruptedRunError, RecipeError
 
         if output is None and not dry_run:
             raise RecipeError("say where the merged model should go: plait merge RECIPE -o FOLDER (or --dry-run).")
+        began = since_start()
         plan = compile_plan(recipe)
+        planned = since_start()
         if dry_run:
             print_plan(plan, output, memory=memory, threads=threads, device=device, overwrite=overwrite)
             return
@@ -63,6 +66,7 @@ def register(app: typer.Typer) -> None:
                 raise InterruptedRunError(
                     "interrupted. What is finished is kept: run the same command again to continue."
                 ) from None
+        write_timings(result, began, planned)
         if not quiet:
             resumed = f", {result.resumed} of them from an earlier run" if result.resumed else ""
             size = f"{plan.parameters:,} parameters, {plan.layout.nbytes / 1e6:,.1f} MB"

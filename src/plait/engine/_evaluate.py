@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from plait.checkpoints import LazyTensor
-from plait.engine._hashes import InputHashes
+from plait.engine._fusion import Fusion, read_as, same_summary
+from plait.engine._hashes import InputHashes, bytes_of
 from plait.engine._plan import Job, Plan
 from plait.errors import NonFiniteError
+from plait.kernels import Bound, Totals
 from plait.methods import Combiner, Group, Modifier, Sparsifier
 from plait.tensors.randomness import Draws
 from plait.tensors.spectral import SVD, svd
@@ -22,11 +25,21 @@ from plait.tensors.spectral import SVD, svd
 __all__ = ["Evaluator"]
 
 
+class _Buffer:
+    """Bytes at a fixed address."""
+
+    def __init__(self, size: int) -> None:
+        self.array = np.empty(max(size, 1), np.uint8)
+        self.view = memoryview(self.array)  # type: ignore[arg-type]
+        self.address = int(self.array.ctypes.data)
+
+
 class _Scratch(threading.local):
     """Buffers of one thread, reused from block to block: fresh memory costs more than the arithmetic."""
 
     def __init__(self) -> None:
         self.buffers: dict[Any, Tensor] = {}
+        self.raw: dict[int, _Buffer] = {}
 
     def take(self, key: Any, numel: int, dtype: torch.dtype) -> Tensor:
         """Return a buffer of at least that size, cut to it."""
@@ -34,6 +47,13 @@ class _Scratch(threading.local):
         if held is None or held.numel() < numel or held.numel() > 4 * max(numel, 1 << 16):
             held = self.buffers[(key, dtype)] = torch.empty(max(numel, 1), dtype=dtype)
         return held[:numel]
+
+    def buffer(self, slot: int, size: int) -> _Buffer:
+        """Return a buffer of at least that many bytes."""
+        held = self.raw.get(slot)
+        if held is None or len(held.view) < size or len(held.view) > 4 * max(size, 1 << 18):
+            held = self.raw[slot] = _Buffer(size)
+        return held
 
 
 class Evaluator:
@@ -53,6 +73,7 @@ class Evaluator:
         replay: Callable[[str, str], Tensor] | None = None,
         factoriser: Callable[[Tensor], SVD] = svd,
         keep: int = 16,
+        fused: bool = False,
     ) -> None:
         self.plan = plan
         self.hashes = hashes
@@ -62,6 +83,7 @@ class Evaluator:
         self.factoriser = factoriser
         self.keep = keep
         self.facts: dict[int, list[Any]] = {}
+        self.fusion = Fusion(plan) if fused and self.device.type == "cpu" and replay is None else None
         self._scratch = _Scratch()
         self._tensor_facts: OrderedDict[str, dict[int, list[Any]]] = OrderedDict()
         self._lock = threading.Lock()
@@ -73,12 +95,26 @@ class Evaluator:
         count = stop - start
         raw = tensor.read(start, stop, self._scratch.take("raw", count * tensor.dtype.itemsize, torch.uint8))
         if self.hashes is not None:
-            self.hashes.update(tensor, start, raw)
+            self.hashes.update(tensor, start, count, bytes_of(raw))
         values = self._scratch.take(slot, count, compute)
         values.copy_(raw)
         if not self.plan.recipe.allow_nonfinite and count:
             _check_finite(values, tensor, start)
         return values.to(self.device) if self.device.type != "cpu" else values
+
+    def _stored(self, slot: int, tensor: LazyTensor, start: int, stop: int) -> int:
+        """Read one block for a kernel, into a buffer of its own; return the buffer's address."""
+        count = stop - start
+        buffer = self._scratch.buffer(slot, count * tensor.dtype.itemsize)
+        view = buffer.view[: count * tensor.dtype.itemsize]
+        tensor.fill(start, stop, view)
+        if self.hashes is not None:
+            self.hashes.update(tensor, start, count, view)
+        wanted = read_as(tensor.dtype)
+        if wanted is tensor.dtype:
+            return buffer.address
+        raw = torch.frombuffer(view, dtype=tensor.dtype) if count else torch.empty(0, dtype=tensor.dtype)
+        return self._scratch.take(("wide", slot), count, wanted).copy_(raw).data_ptr()
 
     def _group(self, job: Job, start: int, stop: int) -> Group:
         base = self._load(0, job.base, start, stop, job.compute) if job.base is not None else None
@@ -125,19 +161,98 @@ class Evaluator:
     def _chained(self, job: Job) -> bool:
         return len(job.methods) == len(self.plan.chain.steps) and not job.origin
 
-    def survey(self, job: Job, step: int) -> Any:
-        """Add up one job's contribution to the present round of a model-wide survey."""
-        if not self._chained(job):
-            return None
-        return self._total(job, step, self._facts_before(job, step))
-
-    def _total(self, job: Job, step: int, facts: dict[int, list[Any]]) -> Any:
+    def survey(self, jobs: Sequence[Job], step: int, done: Callable[[Job], None] | None = None) -> Any:
+        """Add up what some jobs contribute to the present round of a model-wide survey."""
         total: Any = None
-        for start, stop in self.ranges(job):
-            group = self._run(job, self._group(job, start, stop), facts, step)
-            part = job.methods[step].survey(group.with_facts(tuple(facts.get(step, ()))))
+        kept: dict[int, tuple[Bound, Totals]] = {}
+        for job in jobs:
+            if self._chained(job):
+                part = self._total(job, step, self._facts_before(job, step), kept)
+                total = part if total is None else total if part is None else total + part
+            if done is not None:
+                done(job)
+        for bound, totals in kept.values():
+            part = totals.fill(bound.tree)
             total = part if total is None else total + part
         return total
+
+    def _total(
+        self, job: Job, step: int, facts: dict[int, list[Any]], kept: dict[int, tuple[Bound, Totals]] | None = None
+    ) -> Any:
+        """Survey one job; what a kernel adds up for many jobs alike stays in `kept`."""
+        bound = self._kernel(job, step, facts)
+        if bound is None:
+            return self._in_blocks(job, step, facts, self.ranges(job))
+        _, totals = (kept if kept is not None else {}).setdefault(id(bound), (bound, Totals(bound.sinks)))
+        if not self._fused_survey(bound, job, totals, step, facts):
+            return self._in_blocks(job, step, facts, self.ranges(job))
+        return totals.fill(bound.tree) if kept is None else None
+
+    def _in_blocks(self, job: Job, step: int, facts: dict[int, list[Any]], ranges: Sequence[tuple[int, int]]) -> Any:
+        total: Any = None
+        for start, stop in ranges:
+            part = self._surveyed(job, self._group(job, start, stop), facts, step)
+            total = part if total is None else total + part
+        return total
+
+    def _surveyed(self, job: Job, group: Group, facts: dict[int, list[Any]], step: int) -> Any:
+        before = self._run(job, group, facts, step)
+        return job.methods[step].survey(before.with_facts(tuple(facts.get(step, ()))))
+
+    # --- kernels -----------------------------------------------------------------------------------------------
+
+    def _kernel(self, job: Job, step: int | None, facts: dict[int, list[Any]]) -> Bound | None:
+        """The compiled loop of a job's merge, or of its survey at a step."""
+        if self.fusion is None or self.plan.recipe.allow_nonfinite:
+            return None
+
+        def run(job: Job, group: Group) -> Any:
+            if step is None:
+                return self._run(job, group, facts, len(job.methods)).merged
+            return self._surveyed(job, group, facts, step)
+
+        own = any(index not in self.facts for index in facts)
+        bound = self.fusion.find(job, step, facts, own, run)
+        return None if bound is None or bound.kernel.proven is False else bound
+
+    def _fused_survey(self, bound: Bound, job: Job, totals: Totals, step: int, facts: dict[int, list[Any]]) -> bool:
+        """Run a survey's kernel over a whole job; tell whether its result may be used."""
+        assert self.fusion is not None
+        keys = self.fusion.keys(bound, job)
+        ranges = self.ranges(job)
+        if bound.kernel.proven is None:
+            trial = Totals(bound.sinks)
+            inputs = [self._stored(i, t, *ranges[0]) for i, t in enumerate(job.sources)]
+            bound.run(inputs, ranges[0][1] - ranges[0][0], None, ranges[0][0], keys, trial)
+            expected = self._in_blocks(job, step, facts, ranges[:1])
+            bound.kernel.proven = same_summary(trial.fill(bound.tree), expected)
+            if not bound.kernel.proven:
+                self.fusion.differs(job)
+                return False
+        for start, stop in ranges:
+            inputs = [self._stored(i, t, start, stop) for i, t in enumerate(job.sources)]
+            if bound.run(inputs, stop - start, None, start, keys, totals):
+                self._group(job, start, stop)  # names the tensor that is not finite
+        return True
+
+    def _fused_block(self, bound: Bound, keys: Any, job: Job, start: int, stop: int) -> Tensor | None:
+        """Run a merge's kernel; None where the result is not finite, or not torch's."""
+        assert self.fusion is not None
+        inputs = [self._stored(i, t, start, stop) for i, t in enumerate(job.sources)]
+        written = bound.kernel.output
+        assert written is not None
+        out = self._scratch.take("out", stop - start, written)
+        if bound.run(inputs, stop - start, out.data_ptr(), start, keys):
+            return None
+        result = out if written is job.entry.dtype else out.to(job.entry.dtype)
+        if written is not job.entry.dtype and not _finite(result):
+            return None
+        if bound.kernel.proven is None:
+            bound.kernel.proven = torch.equal(_bits(result), _bits(self._expected(job, start, stop)))
+            if not bound.kernel.proven:
+                self.fusion.differs(job)
+                return None
+        return result
 
     def _facts_before(self, job: Job, step: int) -> dict[int, list[Any]]:
         """Facts that a step's survey may rely on: the model's, and the tensor's own of the steps before it."""
@@ -171,6 +286,11 @@ class Evaluator:
         with self._lock:
             self._tensor_facts.pop(job.name, None)
             self._job_locks.pop(job.name, None)
+        if self.fusion is not None:
+            self.fusion.forget(job)
+
+    def _expected(self, job: Job, start: int, stop: int) -> Tensor:
+        return self._eager(job, self._tensor_level(job, len(job.methods)) | self.facts, start, stop)
 
     # --- merging -----------------------------------------------------------------------------------------------
 
@@ -186,12 +306,31 @@ class Evaluator:
                 group = replace(group, merged=method.adjust(group))
         return group
 
-    def block(self, job: Job, start: int, stop: int) -> Tensor:
-        """Return the flat result of one block, in the output's dtype, on the CPU."""
+    def computing(self, job: Job) -> Callable[[int, int], Tensor]:
+        """Prepare a job; return what computes the flat result of one block, in the output's dtype, on the CPU.
+
+        The result may lie in a buffer that the next block is computed in.
+        """
         if job.copies:
-            return self._copied(job, start, stop)
+            return lambda start, stop: self._copied(job, start, stop)
+        facts = self._tensor_level(job, len(job.methods)) | self.facts
+        bound = self._kernel(job, None, facts)
+        if bound is None or self.fusion is None:
+            return lambda start, stop: self._eager(job, facts, start, stop)
+        loop, keys = bound, self.fusion.keys(bound, job)
+
+        def compute(start: int, stop: int) -> Tensor:
+            result = self._fused_block(loop, keys, job, start, stop) if loop.kernel.proven is not False else None
+            return self._eager(job, facts, start, stop) if result is None else result
+
+        return compute
+
+    def block(self, job: Job, start: int, stop: int) -> Tensor:
+        """Return the flat result of one block."""
+        return self.computing(job)(start, stop)
+
+    def _eager(self, job: Job, facts: dict[int, list[Any]], start: int, stop: int) -> Tensor:
         last = len(job.methods)
-        facts = self._tensor_level(job, last) | self.facts
         merged = self._run(job, self._group(job, start, stop), facts, last).merged
         assert merged is not None
         result = merged.reshape(-1).to(job.entry.dtype)
@@ -205,7 +344,7 @@ class Evaluator:
         source = job.experts[0]
         raw = source.read(start, stop)
         if self.hashes is not None:
-            self.hashes.update(source, start, raw)
+            self.hashes.update(source, start, stop - start, bytes_of(raw))
         strict = raw.dtype.is_floating_point and raw.numel() and not self.plan.recipe.allow_nonfinite
         if strict:
             _check_finite(raw, source, start)
@@ -217,9 +356,14 @@ class Evaluator:
     def whole(self, job: Job) -> Tensor:
         """Return a whole flat tensor."""
         result = torch.empty(job.entry.numel, dtype=job.entry.dtype)
+        compute = self.computing(job)
         for start, stop in self.ranges(job):
-            result[start:stop] = self.block(job, start, stop)
+            result[start:stop] = compute(start, stop)
         return result
+
+
+def _bits(values: Tensor) -> Tensor:
+    return values.contiguous().view(torch.uint8)
 
 
 def _finite(values: Tensor) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,15 @@ from plait.engine._nested import PlannedTensor
 from plait.engine._options import Options, Progress, Silent
 from plait.engine._output import GrowingOutput, check_target
 from plait.engine._plan import Job, Plan
-from plait.engine._scheduler import check_memory, each, pool
+from plait.engine._scheduler import Bundle, bundles, check_memory, each, pool
+from plait.engine._timings import Timings
 from plait.errors import DiskSpaceError, OutputError, PlaitError
 from plait.tensors.spectral import svd
+
+#: parameters, or tensors, from which loops are compiled
+_LARGE, _MANY = 1 << 24, 1000
+#: blocks that are read ahead of those being merged
+_AHEAD = 8
 
 __all__ = ["Result", "execute", "execute_in_memory"]
 
@@ -37,11 +43,15 @@ class Result:
         digests: output tensor → hash of its bytes.
         inputs: input name → tensor name → hash of its bytes, for every tensor the plan uses.
         resumed: number of tensors an earlier, killed run had finished.
+        timings: where the time went.
+        path: how elementwise steps were computed: kernels used, compiled anew, and what ran in torch blocks and why.
     """
 
     digests: Mapping[str, str]
     inputs: Mapping[str, Mapping[str, str]]
     resumed: int = 0
+    timings: Timings = field(default_factory=Timings)
+    path: Mapping[str, Any] = field(default_factory=dict)
 
 
 class _Run:
@@ -66,6 +76,7 @@ class _Run:
                 replay=options.replay,
                 factoriser=factoriser,
                 keep=4 * options.threads + 4,
+                fused=_worth(p, options),
             )
             for p in self.plans
         ]
@@ -87,35 +98,50 @@ class _Run:
                     evaluator.facts.setdefault(step, []).append(known)
                     continue
                 jobs = [job for job in evaluator.plan.jobs if not job.copies and job.entry.numel]
+                parts = bundles(jobs, self.block)
                 name = evaluator.plan.chain.steps[step].cls.name
                 size = sum(s.nbytes for job in jobs for s in job.sources)
                 self.progress.phase(f"surveying for {name} ({number + 1} of {len(rounds)})", size)
                 total: Any = None
 
-                def work(job: Job, evaluator: Evaluator = evaluator, step: int = step) -> Any:
-                    part = evaluator.survey(job, step)
-                    self.progress.advance(sum(s.nbytes for s in job.sources))
-                    return part
+                def work(bundle: Bundle, evaluator: Evaluator = evaluator, step: int = step) -> Any:
+                    return evaluator.survey(bundle.jobs, step, self._surveyed)
 
-                for part in each(workers, jobs, work, self.options, self.block, self.stop):
+                for part in each(workers, parts, work, self.options, self.stop):
                     if part is not None:
                         total = part if total is None else total + part
                 evaluator.facts.setdefault(step, []).append(total)
                 if store is not None:
                     store.keep(index, step, number, total)
 
+    def path(self) -> dict[str, Any]:
+        """How elementwise steps were computed."""
+        fusions = [e.fusion for e in self.evaluators if e.fusion is not None]
+        refused: dict[str, int] = {}
+        for fusion in fusions:
+            for reason, count in fusion.refused.items():
+                refused[reason] = refused.get(reason, 0) + count
+        kernels, built = sum(f.kernels for f in fusions), sum(f.built for f in fusions)
+        return {"kernels": kernels, "compiled": built, "blocks": refused}
+
+    def _surveyed(self, job: Job) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
+        self.progress.advance(sum(s.nbytes for s in job.sources))
+
     def merge(self, job: Job, write: Callable[[int, Tensor], None]) -> str:
         """Compute one job block by block; return the hash of what was written."""
         state = xxhash.xxh3_128()
         ranges = self.main.ranges(job)
         sources = job.sources
+        compute = self.main.computing(job)
         for index, (start, stop) in enumerate(ranges):
             if self.stop.is_set():
                 raise _StoppedError
-            if index + 1 < len(ranges):
+            if index % _AHEAD == 0 and index + 1 < len(ranges):
                 for source in sources:
-                    source.prefetch(*ranges[index + 1])
-            values = self.main.block(job, start, stop)
+                    source.prefetch(stop, ranges[min(index + _AHEAD, len(ranges) - 1)][1])
+            values = compute(start, stop)
             state.update(bytes_of(values))
             write(start, values)
             self.progress.advance(sum(s.dtype.itemsize for s in sources) * (stop - start))
@@ -143,6 +169,13 @@ class _Run:
         return found
 
 
+def _worth(plan: Plan, options: Options) -> bool:
+    """Whether compiling a method's loops (about a second each, once) pays for this plan."""
+    if options.compile == "auto":
+        return plan.parameters >= _LARGE or len(plan.jobs) >= _MANY
+    return options.compile == "always"
+
+
 class _StoppedError(Exception):
     """Another job failed; this one gives up."""
 
@@ -163,17 +196,18 @@ def execute_in_memory(plan: Plan, options: Options | None = None) -> dict[str, T
     run = _Run(plan, options, Silent())
     result = {job.name: torch.empty(job.entry.shape, dtype=job.entry.dtype) for job in plan.jobs}
 
-    def work(job: Job) -> None:
-        flat = result[job.name].view(-1)
+    def work(bundle: Bundle) -> None:
+        for job in bundle.jobs:
+            flat = result[job.name].view(-1)
 
-        def write(start: int, values: Tensor) -> None:
-            flat[start : start + values.numel()] = values
+            def write(start: int, values: Tensor, flat: Tensor = flat) -> None:
+                flat[start : start + values.numel()] = values
 
-        run.merge(job, write)
+            run.merge(job, write)
 
     with pool(options.threads) as workers:
         run.survey(workers)
-        for _ in each(workers, plan.jobs, work, options, run.block, run.stop):
+        for _ in each(workers, bundles(plan.jobs, run.block), work, options, run.stop):
             pass
     return result
 
@@ -206,14 +240,18 @@ def execute(
         describe(plan, Result({job.name: "" for job in plan.jobs}, {}))
     output = GrowingOutput(out, plan.layout, plan.fingerprint(options.device), options.overwrite)
     try:
-        result = _fill(plan, output, run, progress)
+        timings = Timings()
+        result = replace(_fill(plan, output, run, progress, timings), timings=timings, path=run.path())
+        for fusion in (e.fusion for e in run.evaluators if e.fusion is not None):
+            timings.add("compile", *fusion.spent)
         files: dict[str, bytes] = {}
         index = plan.layout.index()
         if index is not None:
             files["model.safetensors.index.json"] = index.encode()
         if describe is not None:
             files |= describe(plan, result)
-        output.finish(files)
+        with timings.phase("finish"):
+            output.finish(files)
     except (DiskSpaceError, OutputError):
         output.abandon(keep=True)
         raise
@@ -226,24 +264,30 @@ def execute(
     return result
 
 
-def _fill(plan: Plan, output: GrowingOutput, run: _Run, progress: Progress) -> Result:
+def _fill(plan: Plan, output: GrowingOutput, run: _Run, progress: Progress, timings: Timings) -> Result:
     digests = _resume(plan, output, run) if output.resumed else {}
     resumed = len(digests)
     if resumed:
         progress.note(f"continuing: {resumed} of {len(plan.jobs)} tensors were finished by an earlier run")
     todo = [job for job in plan.jobs if job.name not in digests]
 
-    def work(job: Job) -> tuple[Job, str]:
-        return job, run.merge(job, lambda start, values: output.write(job.name, start, values))
+    def merged(job: Job) -> str:
+        return run.merge(job, lambda start, values: output.write(job.name, start, values))
+
+    def work(bundle: Bundle) -> list[tuple[Job, str]]:
+        return [(job, merged(job)) for job in bundle.jobs]
 
     with pool(run.options.threads) as workers:
         if todo:
-            run.survey(workers, FactStore(output.work))
+            with timings.phase("survey"):
+                run.survey(workers, FactStore(output.work))
             progress.phase("merging", sum(s.nbytes for job in todo for s in job.sources))
-        for job, digest in each(workers, todo, work, run.options, run.block, run.stop):
-            digests[job.name] = digest
-            inputs = [run.hashes.get(leaf) for leaf in run.leaves(job)]
-            output.journal.finish(job.name, digest, {str(i): value for i, value in enumerate(inputs)})
+        with timings.phase("merge"):
+            for done in each(workers, bundles(todo, run.block), work, run.options, run.stop):
+                for job, digest in done:
+                    digests[job.name] = digest
+                    inputs = [run.hashes.get(leaf) for leaf in run.leaves(job)]
+                    output.journal.finish(job.name, digest, {str(i): value for i, value in enumerate(inputs)})
     return Result(digests, run.input_digests(), resumed)
 
 

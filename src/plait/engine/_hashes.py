@@ -38,8 +38,8 @@ class InputHashes:
         self._done: dict[int, str] = {}
         self._lock = threading.Lock()
 
-    def update(self, tensor: LazyTensor, start: int, raw: Tensor) -> None:
-        """Take note of elements that were read."""
+    def update(self, tensor: LazyTensor, start: int, count: int, data: Any) -> None:
+        """Take note of the bytes of elements that were read."""
         key = id(tensor)
         if key in self._done:
             return
@@ -48,8 +48,8 @@ class InputHashes:
         with running.lock:
             if start != running.reached or key in self._done:
                 return
-            running.state.update(bytes_of(raw))
-            running.reached += raw.numel()
+            running.state.update(data)
+            running.reached += count
             if running.reached == tensor.numel:
                 self._done[key] = running.state.hexdigest()
                 self._running.pop(key, None)

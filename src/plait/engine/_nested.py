@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -46,6 +47,8 @@ class _Cache:
 
 class PlannedTensor(LazyTensor):
     """A tensor of a nested recipe."""
+
+    stable: ClassVar[bool] = False
 
     def __init__(self, job: Job, cache: _Cache, label: str) -> None:
         super().__init__(job.name, job.entry.shape, job.entry.dtype, f"nested recipe {label!r}")

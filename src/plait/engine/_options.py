@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class Options:
         block: elements per block of elementwise methods, a multiple of 65,536.
         overwrite: replace an existing output.
         factors: a folder in which factorisations are kept for later runs.
+        compile: whether elementwise methods run as compiled loops: `auto` for large models, `always`, `never`.
         replay: uniform numbers to use instead of drawn ones, see `plait.tensors.randomness.Draws`.
     """
 
@@ -72,12 +73,15 @@ class Options:
     block: int = BLOCK
     overwrite: bool = False
     factors: Path | None = None
+    compile: Literal["auto", "always", "never"] = "auto"
     replay: Callable[[str, str], Tensor] | None = None
 
     def check(self) -> None:
         """Raise RecipeError for options that cannot be used."""
         if self.threads < 1:
             raise RecipeError(f"threads is {self.threads}; it must be at least 1.")
+        if self.compile not in ("auto", "always", "never"):
+            raise RecipeError(f"compile is {self.compile!r}; use auto, always or never.")
         if self.block < 1 << 16 or self.block % (1 << 16):
             raise RecipeError(f"block is {self.block}; it must be a positive multiple of 65536.")
         try:

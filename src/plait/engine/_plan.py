@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,7 +53,7 @@ class Job:
         """The tensor's name in the output."""
         return self.entry.name
 
-    @property
+    @cached_property
     def subject(self) -> Subject:
         """What the methods may know about the tensor."""
         return Subject(self.entry.name, self.entry.shape, self.role)
@@ -62,12 +63,12 @@ class Job:
         """Whether the tensor is taken over byte by byte."""
         return not self.methods
 
-    @property
+    @cached_property
     def sources(self) -> tuple[LazyTensor, ...]:
         """Every tensor that is read."""
         return (*((self.base,) if self.base is not None else ()), *self.experts)
 
-    @property
+    @cached_property
     def unit(self) -> Literal["element", "row", "tensor"]:
         """The smallest piece the chain can be run on."""
         subject = self.subject

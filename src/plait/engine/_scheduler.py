@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,7 +15,11 @@ from plait.engine._options import Options
 from plait.engine._plan import Job, Plan
 from plait.errors import MemoryBudgetError
 
-__all__ = ["check_memory", "each", "pool", "resident_memory"]
+__all__ = ["Bundle", "bundles", "check_memory", "each", "pool", "resident_memory"]
+
+
+#: elements from which a tensor is started first; elements and tensors of a bundle of small ones
+_LARGE, _BUNDLE, _MOST = 1 << 25, 1 << 18, 256
 
 
 class _Budget:
@@ -77,28 +82,59 @@ def pool(threads: int) -> Iterator[ThreadPoolExecutor]:
         torch.set_num_threads(before)
 
 
+@dataclass(frozen=True)
+class Bundle:
+    """Jobs that one worker does after each other: one large tensor, or many small ones.
+
+    Attributes:
+        jobs: in file order.
+        memory: bytes of tensors in flight.
+    """
+
+    jobs: tuple[Job, ...]
+    memory: int
+
+
+def bundles(jobs: Sequence[Job], block: int) -> list[Bundle]:
+    """Group jobs into pieces of work: the largest first, so that no thread is left with a giant at the end.
+
+    The rest stays in file order.
+    """
+    large = sorted((job for job in jobs if job.entry.numel >= _LARGE), key=lambda j: -j.entry.numel)
+    found = [Bundle((job,), job.memory(block)) for job in large]
+    group: list[Job] = []
+    size = need = 0
+    for job in jobs:
+        if job.entry.numel >= _LARGE:
+            continue
+        if group and (size + job.entry.numel > _BUNDLE or len(group) >= _MOST):
+            found.append(Bundle(tuple(group), need))
+            group.clear()
+            size = need = 0
+        group.append(job)
+        size += job.entry.numel
+        need = max(need, job.memory(block))
+    return [*found, Bundle(tuple(group), need)] if group else found
+
+
 def each(
     workers: ThreadPoolExecutor,
-    jobs: Sequence[Job],
-    work: Callable[[Job], Any],
+    parts: Sequence[Bundle],
+    work: Callable[[Bundle], Any],
     options: Options,
-    block: int,
     stop: threading.Event,
 ) -> Iterator[Any]:
-    """Run `work` on every job within the budget; yield results as they come; on an error stop the rest."""
+    """Run `work` on every bundle within the budget; yield results as they come; on an error stop the rest."""
     budget = _Budget(options.memory)
-    # the largest first, so that no thread is left with a giant at the end; the rest in file order
-    large = [job for job in jobs if job.entry.numel >= 1 << 25]
-    queue = sorted(large, key=lambda j: -j.entry.numel) + [job for job in jobs if job.entry.numel < 1 << 25]
     running: dict[Future[Any], int] = {}
     position = 0
     try:
-        while position < len(queue) or running:
-            while position < len(queue) and len(running) < 2 * options.threads:
-                need = queue[position].memory(block)
+        while position < len(parts) or running:
+            while position < len(parts) and len(running) < 2 * options.threads:
+                need = parts[position].memory
                 if not budget.take(need):
                     break
-                running[workers.submit(work, queue[position])] = need
+                running[workers.submit(work, parts[position])] = need
                 position += 1
             done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:

@@ -13,6 +13,7 @@ from plait.methods._parameters import Density, Doc, NonNegative, Real
 from plait.methods._trim import ROUNDS, survey_thresholds, thresholds, trim
 from plait.tensors.consensus import disjoint_merge, elect
 from plait.tensors.sums import Each
+from plait.tensors.sums import count as number
 
 __all__ = ["COMPOSITIONS", "Ram"]
 
@@ -88,7 +89,7 @@ class Ram(Combiner):
         """How many changed entries are shared, of how many; then counts of the shared magnitudes."""
         active, count = self._active(group)
         if len(group.facts) < self._counting:
-            return Each(tuple(Each((int((mask & (count > 1)).sum()), int(mask.sum()))) for mask in active))
+            return Each(tuple(Each((number(mask & (count > 1)), number(mask))) for mask in active))
         shared = [delta[count > 1] for delta in group.deltas]
         return survey_thresholds(shared, group.facts[self._counting :], [self.density] * group.count, "mask_rate")
 

@@ -12,7 +12,7 @@ from plait.methods._contract import Combiner, Group, Paper
 from plait.methods._order import ROUNDS, order_statistics, survey_order
 from plait.methods._parameters import Density, Doc, NonNegative, Real
 from plait.tensors.consensus import disjoint_merge, elect, variance
-from plait.tensors.sums import Each, norm2_squared
+from plait.tensors.sums import Each, count, norm2_squared
 
 __all__ = ["Sce"]
 
@@ -68,7 +68,7 @@ class Sce(Combiner):
             return Each(tuple(norm2_squared(delta) for delta in self._selected(group)))
         spread = variance(group.deltas)
         if not done:
-            return Each((survey_order([spread], (), lambda i, n: ()), int(torch.count_nonzero(spread))))
+            return Each((survey_order([spread], (), lambda i, n: ()), count(spread != 0)))
         upper, nonzero = group.facts[0].items
         return survey_order([spread], [upper], lambda i, n: (max(self._rank(nonzero), 1),))
 

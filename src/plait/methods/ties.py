@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from plait.methods._contract import Combiner, Group, Paper, Scope, Subject, Unit
@@ -21,6 +20,7 @@ from plait.methods._trim import (
     trim_rows,
 )
 from plait.tensors.consensus import disjoint_merge, elect
+from plait.tensors.sums import Each, count
 
 __all__ = ["Ties"]
 
@@ -111,13 +111,14 @@ class Ties(Combiner):
         return tuple(delta * scale for delta, scale in zip(self._trimmed(group), scales, strict=True))
 
     def survey(self, group: Group) -> Any:
-        """Counts for the thresholds, then L1 norms, then the sum of elected signs."""
+        """Counts for the thresholds, then L1 norms, then elected signs."""
         done = len(group.facts)
         if done < self._counting:
             return survey_thresholds(group.deltas, group.facts, per_expert(self.density, group.count), self.trim)
         if done < self._before_sign:
             return l1_sums(group.deltas, self._trimmed(group))
-        return int(elect(self._votes(group), self.vote).sum(dtype=torch.float64))
+        sign = elect(self._votes(group), self.vote)
+        return Each((count(sign > 0), count(sign < 0)))
 
     def merge(self, group: Group) -> Tensor:
         """Trim, elect, merge."""
@@ -128,6 +129,7 @@ class Ties(Combiner):
         elif self.scope == "row":
             fallback = sign.sum(dim=-1, keepdim=True).sign()
         else:
-            fallback = float((group.facts[-1] > 0) - (group.facts[-1] < 0))
+            positive, negative = group.facts[-1].items
+            fallback = float((positive > negative) - (positive < negative))
         sign = sign + (sign == 0) * fallback
         return group.origin + self.lambda_ * disjoint_merge(votes, sign, group.weights, self.combine)

@@ -12,7 +12,7 @@ from plait.methods._contract import Combiner, Group, Paper, Scope, Subject
 from plait.methods._parameters import Doc
 from plait.tensors.consensus import weighted_sum
 from plait.tensors.summaries import ByKey
-from plait.tensors.sums import Each, norm1, norm2_squared
+from plait.tensors.sums import Each, count, norm1, norm2_squared
 
 __all__ = ["Varm"]
 
@@ -74,7 +74,7 @@ class Varm(Combiner):
     def survey(self, group: Group) -> ByKey:
         """Σ|τ|ᵖ and the number of changed entries, per expert, tensor and part of the model."""
         size = norm2_squared if self.measure == "square" else norm1
-        found = Each(tuple(Each((size(d), int(torch.count_nonzero(d)))) for d in group.deltas))
+        found = Each(tuple(Each((size(d), count(d != 0))) for d in group.deltas))
         # parts average over tensors, so each is kept apart with its length; elsewhere the length cancels
         kept_apart = (group.name, group.subject.numel) if self.granularity in ("layer", "module") else ("", 1)
         return ByKey({self._part(group.subject): ByKey({kept_apart: found})})

@@ -12,6 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from plait.tensors.selection import Counts, Rank, locate
+from plait.tensors.summaries import deferrable
 
 __all__ = ["count_lower", "count_upper", "nth_largest", "ordered_bits"]
 
@@ -27,12 +28,14 @@ def ordered_bits(values: Float[Tensor, "*n"]) -> Int[Tensor, "*n"]:
     return bits ^ ((bits >> 31) & _FLIP)
 
 
+@deferrable
 def count_upper(values: Float[Tensor, "*n"]) -> Counts:
     """Count the upper 16 bits."""
     upper = (ordered_bits(values).reshape(-1) >> _HALF) + _OFFSET
     return Counts(torch.bincount(upper, minlength=1 << _HALF))
 
 
+@deferrable
 def count_lower(values: Float[Tensor, "*n"], bin: int) -> Counts:
     """Count the lower 16 bits inside one bin of the upper ones."""
     bits = ordered_bits(values).reshape(-1)

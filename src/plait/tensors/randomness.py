@@ -11,10 +11,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["SEGMENT", "Draws"]
+__all__ = ["SEGMENT", "Draws", "key_of"]
 
 #: Elements drawn from one counter: blocks of any size read whole segments and cut what they need.
 SEGMENT = 1 << 16
+
+
+def key_of(seed: int, tensor: str, expert: str) -> bytes:
+    """The key of one stream: 16 bytes."""
+    return hashlib.blake2b(f"{seed}\0{tensor}\0{expert}".encode(), digest_size=16).digest()
 
 
 def _segment(key: bytes, index: int) -> Float[Tensor, " n"]:
@@ -43,7 +48,7 @@ class Draws:
         """Return the numbers in [0, 1) for flat elements [offset, offset + length)."""
         if self.replay is not None:
             return self.replay(self.tensor, expert).reshape(-1)[offset : offset + length]
-        key = hashlib.blake2b(f"{self.seed}\0{self.tensor}\0{expert}".encode(), digest_size=16).digest()
+        key = key_of(self.seed, self.tensor, expert)
         first, last = offset // SEGMENT, -(-(offset + length) // SEGMENT)
         parts = [_segment(key, index) for index in range(first, last)]
         if not parts:

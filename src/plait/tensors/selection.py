@@ -14,6 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from plait.tensors.summaries import deferrable
+
 __all__ = [
     "Counts",
     "Rank",
@@ -58,12 +60,14 @@ class Rank:
     rank: int
 
 
+@deferrable
 def count_coarse(values: Float[Tensor, "*n"]) -> Counts:
     """Count the upper 16 bits of the magnitudes."""
     bits = magnitude_bits(values).reshape(-1)
     return Counts(torch.bincount(bits >> _LOW, minlength=1 << (31 - _LOW)))
 
 
+@deferrable
 def count_fine(values: Float[Tensor, "*n"], bin: int) -> Counts:
     """Count the lower 15 bits of the magnitudes inside one coarse bin."""
     bits = magnitude_bits(values).reshape(-1)

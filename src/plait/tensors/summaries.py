@@ -1,12 +1,27 @@
-"""Summaries made of summaries."""
+"""Summaries made of summaries, and how a stand-in for values takes part in one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
-__all__ = ["ByKey"]
+__all__ = ["ByKey", "deferrable"]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def deferrable(function: _Function) -> _Function:
+    """Let a stand-in for values (an object with a method `summarised`) note the summary instead of computing it."""
+    kind = function.__name__  # type: ignore[attr-defined]
+
+    @functools.wraps(function)
+    def called(values: Any, *others: Any) -> Any:
+        defer = getattr(values, "summarised", None)
+        return function(values, *others) if defer is None else defer(kind, *others)
+
+    return called  # type: ignore[return-value]
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["SEGMENT", "Each", "ExactSum", "dot", "norm1", "norm2_squared", "segment_sums"]
+from plait.tensors.summaries import deferrable
+
+__all__ = ["LANES", "SEGMENT", "Each", "ExactSum", "count", "dot", "norm1", "norm2_squared", "segment_sums"]
 
 #: Elements added up in float64 before the exact accumulation; blocks are whole multiples of it.
 SEGMENT = 1 << 16
+#: numbers in a row of a segment, added up side by side
+LANES = 512
+_BATCH = 4  # segments that are converted to float64 at once
 _SCALE = 1074  # every float64 is an integer multiple of 2^-1074
 
 
@@ -51,18 +56,50 @@ class Each:
         return self.items[index]
 
 
-def segment_sums(values: Float[Tensor, "..."], segment: int = SEGMENT) -> ExactSum:
+def _sums(values: Float[Tensor, " n"], other: Float[Tensor, " n"] | None = None) -> ExactSum:
+    """Σx, or Σxy: float64 in an order of its own within each segment, exactly between segments.
+
+    A segment is a table of rows of LANES numbers. Rows are added to each other in order, then the lanes of their sum by
+    halves: an order that any vector unit can keep, so that a compiled loop gives the same bits.
+    """
+    rows, count = SEGMENT // LANES, values.numel()
+    found: list[float] = []
+    for start in range(0, count, _BATCH * SEGMENT):
+        wide = values[start : start + _BATCH * SEGMENT].double()
+        if other is not None:
+            wide = wide * other[start : start + _BATCH * SEGMENT].double()
+        segments = -(-wide.numel() // SEGMENT)
+        if wide.numel() <= LANES:
+            table = torch.nn.functional.pad(wide, (0, LANES - wide.numel())).view(1, 1, LANES)
+        else:
+            table = torch.nn.functional.pad(wide, (0, segments * SEGMENT - wide.numel())).view(segments, rows, LANES)
+        lanes = table[:, 0].clone()
+        for row in range(1, table.shape[1]):
+            lanes += table[:, row]
+        width = LANES // 2
+        while width:
+            lanes = lanes[:, :width] + lanes[:, width : 2 * width]
+            width //= 2
+        found += lanes.reshape(-1).tolist()
+    return ExactSum.of(*found)
+
+
+@deferrable
+def segment_sums(values: Float[Tensor, "..."]) -> ExactSum:
     """Add up all elements: float64 within fixed segments, exactly between them."""
-    flat = values.reshape(-1)
-    sums = [float(flat[i : i + segment].sum(dtype=torch.float64)) for i in range(0, flat.numel(), segment)]
-    return ExactSum.of(*sums)
+    return _sums(values.reshape(-1))
 
 
-def dot(a: Float[Tensor, "..."], b: Float[Tensor, "..."], segment: int = SEGMENT) -> ExactSum:
+@deferrable
+def dot(a: Float[Tensor, "..."], b: Float[Tensor, "..."]) -> ExactSum:
     """⟨a, b⟩ over all elements: float64 within fixed segments, exactly between them."""
-    x, y = a.reshape(-1), b.reshape(-1)
-    parts = range(0, x.numel(), segment)
-    return ExactSum.of(*(float(torch.dot(x[i : i + segment].double(), y[i : i + segment].double())) for i in parts))
+    return _sums(a.reshape(-1), b.reshape(-1))
+
+
+@deferrable
+def count(mask: Bool[Tensor, "..."]) -> int:
+    """Number of elements that are true."""
+    return int(mask.sum())
 
 
 def norm2_squared(values: Float[Tensor, "..."]) -> ExactSum:

@@ -1,0 +1,177 @@
+"""Which compiled loop computes a job: traced once, built once, compared with torch once."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plait.engine._facts import encode
+from plait.engine._plan import Job, Plan
+from plait.kernels import INPUTS, Bound, Graph, Kernel, Pending, Traced, Untraceable, build, source_of
+from plait.methods import Group, Subject
+from plait.tensors.randomness import SEGMENT, key_of
+
+__all__ = ["Fusion", "read_as", "same_summary"]
+
+Run = Callable[[Job, Group], Any]
+_LENGTH = 1 << 16  # of the stand-ins; no method may see it
+
+
+def _cpu() -> float:
+    """CPU seconds of this thread and of finished child processes."""
+    children = os.times()
+    return time.thread_time() + children.children_user + children.children_system
+
+
+class _Watched:
+    """A job's subject, which remembers whether anybody asked about it."""
+
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
+        self.asked = False
+
+    def __getattr__(self, name: str) -> Any:
+        self.asked = True
+        return getattr(self._subject, name)
+
+
+@dataclass
+class _TracedDraws:
+    """A source of random numbers that only notes who asked."""
+
+    graph: Graph
+    known: dict[str, int] = field(default_factory=dict)
+
+    def uniform(self, expert: str, offset: int, length: int) -> Tensor:
+        """Return the stand-in for one expert's numbers."""
+        del offset
+        if expert not in self.known:
+            self.known[expert] = len(self.graph.draws)
+            self.graph.draws.append(expert)
+        return Traced.of(self.graph, self.graph.add("uniform", (), torch.float32, self.known[expert]), length)
+
+
+def read_as(dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which a kernel gets, or leaves, numbers that are stored as `dtype`."""
+    return dtype if dtype in INPUTS else torch.float32
+
+
+class Fusion:
+    """The kernels of one plan.
+
+    Attributes:
+        built: number of kernels that were compiled by this process.
+        spent: wall and CPU seconds of tracing and compiling, the compiler's own included.
+        refused: reasons why something runs in blocks, with how often.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.refused: dict[str, int] = {}
+        self.built = 0
+        self.spent = (0.0, 0.0)
+        self._shared: dict[Any, tuple[Bound | None, Any]] = {}
+        self._own: dict[str, dict[Any, tuple[Bound | None, Any]]] = {}
+        self._kernels: dict[Any, Kernel | None] = {}
+        self._lock = threading.RLock()
+
+    def find(self, job: Job, step: int | None, facts: Mapping[int, Sequence[Any]], own: bool, run: Run) -> Bound | None:
+        """Return the kernel of a job's merge (`step` None) or of its survey, with its numbers; None for blocks.
+
+        Args:
+            job: what to compute.
+            step: the step that surveys.
+            facts: what its steps know; by identity part of what is remembered.
+            own: whether some of the facts are this job's alone.
+            run: computes the merged values, or the survey, of a group.
+        """
+        if job.compute != torch.float32 or job.unit != "element":
+            return None
+        inputs = tuple(read_as(source.dtype) for source in job.sources)
+        output = read_as(job.entry.dtype) if step is None else None
+        known = tuple((k, tuple(id(f) for f in v)) for k, v in sorted(facts.items()))
+        shared = (step, job.methods, job.weights, inputs, output, known)
+        with self._lock:
+            for place, key in ((self._shared, shared), (self._own.get(job.name, {}), shared)):
+                if key in place:
+                    return place[key][0]
+            wall, cpu = time.perf_counter(), _cpu()
+            bound, general = self._trace(job, inputs, output, run)
+            self.spent = (self.spent[0] + time.perf_counter() - wall, self.spent[1] + _cpu() - cpu)
+            # the facts are kept as well, so that their identities stay theirs
+            place = self._shared if general and not own else self._own.setdefault(job.name, {})
+            place[shared] = (bound, dict(facts))
+            return bound
+
+    @property
+    def kernels(self) -> int:
+        """Number of kernels in use."""
+        return sum(kernel is not None and kernel.proven is not False for kernel in self._kernels.values())
+
+    def forget(self, job: Job) -> None:
+        """Drop what was remembered for one tensor alone."""
+        with self._lock:
+            self._own.pop(job.name, None)
+
+    def _trace(
+        self, job: Job, inputs: tuple[torch.dtype, ...], output: torch.dtype | None, run: Run
+    ) -> tuple[Bound | None, bool]:
+        graph = Graph()
+        subject = _Watched(job.subject)
+        try:
+            stands = [Traced.of(graph, graph.add("input", (), torch.float32, i), _LENGTH) for i in range(len(inputs))]
+            base = stands.pop(0) if job.base is not None else None
+            names = self.plan.chain.experts if len(stands) == len(self.plan.chain.experts) else (job.origin,)
+            group = Group(subject, base, tuple(stands), names, job.weights, draws=_TracedDraws(graph))  # type: ignore[arg-type]
+            found = run(job, group)
+            if output is not None:
+                if not isinstance(found, Traced) or found.dtype != torch.float32:
+                    raise Untraceable("a result that is no float32 tensor")
+                graph.output = found.node
+            kernel = self._kernel(graph, inputs, output)
+        except Untraceable as reason:
+            return self._refuse(str(reason)), not subject.asked
+        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+            return self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"), not subject.asked
+        if kernel is None:
+            return self._refuse("no C compiler"), True
+        tree = None if output is not None else found
+        return Bound(kernel, graph, tree), not subject.asked
+
+    def differs(self, job: Job) -> None:
+        """Take note that this compiler or processor rounds otherwise than torch."""
+        self._refuse(f"compiled code that differs from torch (first seen at {job.name})")
+
+    def _refuse(self, reason: str) -> None:
+        self.refused[reason] = self.refused.get(reason, 0) + 1
+
+    def _kernel(self, graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | None) -> Kernel | None:
+        key = (graph.structure, inputs, output)
+        if key not in self._kernels:
+            made = build(source_of(graph, inputs, output, SEGMENT))
+            if made is None:
+                self._kernels[key] = None
+            else:
+                self.built += made[1]
+                self._kernels[key] = Kernel(made[0], inputs, output, made[1])
+        return self._kernels[key]
+
+    def keys(self, bound: Bound, job: Job) -> Any:
+        """The random generator's keys for one job."""
+        if not bound.experts:
+            return None
+        keys = [key_of(self.plan.recipe.seed, job.name, str(expert)) for expert in bound.experts]
+        return np.frombuffer(b"".join(keys), np.uint64)
+
+
+def same_summary(a: Any, b: Any) -> bool:
+    """Whether two surveys found the same, to the bit."""
+    return bool(encode(a) == encode(b)) and not isinstance(a, Pending)

@@ -1,0 +1,28 @@
+"""From a method's own function to one compiled loop over its elements, with the same bits.
+
+A method is written once, in torch. For large models its function is followed once with stand-ins, the pointwise
+operations are written as C, and the system's compiler makes one loop of them that reads the stored numbers, computes,
+checks and rounds in registers. Where there is no compiler, or the function is not pointwise, torch computes in blocks.
+"""
+
+from plait.kernels._build import build, compiler
+from plait.kernels._emit import FLAG_INPUT, FLAG_RESULT, INPUTS, source_of
+from plait.kernels._graph import Graph, Untraceable
+from plait.kernels._kernel import Bound, Kernel, Totals
+from plait.kernels._trace import Pending, Traced
+
+__all__ = [
+    "FLAG_INPUT",
+    "FLAG_RESULT",
+    "INPUTS",
+    "Bound",
+    "Graph",
+    "Kernel",
+    "Pending",
+    "Totals",
+    "Traced",
+    "Untraceable",
+    "build",
+    "compiler",
+    "source_of",
+]

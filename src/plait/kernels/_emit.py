@@ -1,0 +1,230 @@
+"""The C source of a graph: one loop over a tile that reads, computes, checks and writes, and one loop per summary."""
+
+from __future__ import annotations
+
+import torch
+
+from plait.kernels._graph import Graph, Node, Untraceable
+
+__all__ = ["BINS", "FLAG_INPUT", "FLAG_RESULT", "INPUTS", "LANES", "TILE", "source_of"]
+
+#: elements whose intermediate values are kept at once
+TILE = 2048
+#: lanes of a sum, see `plait.tensors.sums`
+LANES = 512
+FLAG_INPUT, FLAG_RESULT = 1, 2
+#: bins of each histogram
+BINS = {"count_coarse": 1 << 16, "count_fine": 1 << 15, "count_upper": 1 << 16, "count_lower": 1 << 16}
+#: dtypes that a kernel reads and writes; torch converts others
+INPUTS = {torch.bfloat16: "uint16_t", torch.float32: "uint32_t"}
+
+_C = {torch.float32: "float", torch.bool: "int32_t", torch.int32: "int32_t", torch.int64: "int64_t"}
+_INFIX = {"add": "+", "sub": "-", "mul": "*", "div": "/", "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">"}
+_INFIX |= {"ge": ">=", "and": "&", "or": "|"}
+_FORMS = {
+    "abs": "fabsf({0})",
+    "neg": "-{0}",
+    "sqrt": "sqrtf({0})",
+    "reciprocal": "1.0f / {0}",
+    "sign": "(float)(({0} > 0.0f) - ({0} < 0.0f))",
+    "square": "{0} * {0}",
+    "fma": "__builtin_fmaf({0}, {1}, {2})",
+    "addcmul": "{0} + {1} * {2}",
+    "where": "{0} ? {1} : {2}",
+    "maximum": "{0} > {1} ? {0} : {1}",
+    "minimum": "{0} < {1} ? {0} : {1}",
+    "clamp_min": "{0} < {1} ? {1} : {0}",
+    "clamp_max": "{0} > {1} ? {1} : {0}",
+    "not": "!{0}",
+    "bits": "as_bits({0})",
+}
+
+_HEAD = """\
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+#define TILE %(tile)d
+#define LANES %(lanes)d
+static inline float as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
+static inline uint32_t as_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
+static inline int32_t ordered(float f) { int32_t b = (int32_t)as_bits(f + 0.0f); return b ^ ((b >> 31) & 0x7fffffff); }
+"""
+
+_PHILOX = """\
+static inline void philox(uint64_t c0, uint64_t c3, uint64_t k0, uint64_t k1, uint64_t *out) {
+    uint64_t a = c0, b = 0, c = 0, d = c3;
+    for (int r = 0; r < 10; r++) {
+        unsigned __int128 p = (unsigned __int128)a * 0xD2E7470EE14C6C93ULL;
+        unsigned __int128 q = (unsigned __int128)c * 0xCA5A826395121157ULL;
+        uint64_t na = (uint64_t)(q >> 64) ^ b ^ k0, nc = (uint64_t)(p >> 64) ^ d ^ k1;
+        b = (uint64_t)q; d = (uint64_t)p; a = na; c = nc;
+        k0 += 0x9E3779B97F4A7C15ULL; k1 += 0xBB67AE8584CAA73BULL;
+    }
+    out[0] = a; out[1] = b; out[2] = c; out[3] = d;
+}
+/* numbers [at, at + m) of a stream, 24 bits each; at is a multiple of 8 */
+static void uniform(float *u, int64_t m, int64_t at, const uint64_t *key) {
+    for (int64_t i = 0; i < m; i += 8) {
+        int64_t where = at + i;
+        uint64_t words[4];
+        philox((uint64_t)(where %% %(segment)d) / 8 + 1, (uint64_t)(where / %(segment)d), key[0], key[1], words);
+        for (int j = 0; j < 4; j++) {
+            u[i + 2 * j] = (float)(uint32_t)((uint32_t)words[j] >> 8) * 0x1p-24f;
+            u[i + 2 * j + 1] = (float)(uint32_t)(words[j] >> 40) * 0x1p-24f;
+        }
+    }
+}
+"""
+
+
+def _number(value: float) -> str:
+    return f"{value.hex()}f" if value == value and abs(value) != float("inf") else "NAN"
+
+
+def _expression(graph: Graph, node: Node) -> str:
+    args = [f"v{i}" for i in node.args]
+    match node.op:
+        case "input":
+            return f"as_float(x{node.literal})"
+        case "number":
+            return f"n{node.literal}"
+        case "uniform":
+            return f"u{node.literal}[i]"
+        case "literal":
+            assert node.literal is not None
+            return _number(float(node.literal)) if node.dtype == torch.float32 else str(int(node.literal))
+        case "cast":
+            return f"{args[0]} != 0" if node.dtype == torch.bool else f"({_C[node.dtype]}){args[0]}"
+    if node.op in _INFIX:
+        return f"{args[0]} {_INFIX[node.op]} {args[1]}"
+    if node.op in _FORMS:
+        return _FORMS[node.op].format(*args)
+    raise Untraceable(node.op)
+
+
+def source_of(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | None, segment: int) -> str:
+    """Write `int run(in, out, numbers, integers, keys, n, offset, sinks)`.
+
+    It returns FLAG_INPUT where an input and FLAG_RESULT where the result is not finite.
+    """
+    live = graph.live()
+    kept = sorted({i for sink in graph.sinks for i in sink.args})
+    lines = [_HEAD % {"tile": TILE, "lanes": LANES}]
+    if graph.draws:
+        lines.append(_PHILOX % {"segment": segment})
+    lines.append(
+        "int run(const void *const *in, void *out, const double *numbers, const int64_t *integers,\n"
+        "        const uint64_t *keys, int64_t n, int64_t offset, void *const *sinks) {"
+    )
+    lines.append("    uint32_t bad_in = 0, bad_out = 0;")
+    for place, node in ((node.literal, node) for i, node in enumerate(graph.nodes) if node.op == "number" and live[i]):
+        lines.append(f"    const {_C[node.dtype]} n{place} = ({_C[node.dtype]})numbers[{place}];")
+    for number, sink in enumerate(graph.sinks):
+        lines += _prepare(number, sink.kind, sink.parameter)
+    lines.append("    for (int64_t base = 0; base < n; base += TILE) {")
+    lines.append("        const int64_t m = n - base < TILE ? n - base : TILE;")
+    for slot, dtype in enumerate(inputs):
+        lines.append(f"        const {INPUTS[dtype]} *restrict in{slot} = (const {INPUTS[dtype]} *)in[{slot}] + base;")
+    if output is not None:
+        lines.append(f"        {INPUTS[output]} *restrict o = ({INPUTS[output]} *)out + base;")
+    lines += [f"        {_C[graph.nodes[i].dtype]} t{i}[TILE];" for i in kept]
+    for place in range(len(graph.draws)):
+        lines.append(f"        float u{place}[TILE + 8]; uniform(u{place}, m, offset + base, keys + 2 * {place});")
+    lines.append("        for (int64_t i = 0; i < m; i++) {")
+    for slot, dtype in enumerate(inputs):
+        wide = f"(uint32_t)in{slot}[i] << 16" if dtype == torch.bfloat16 else f"in{slot}[i]"
+        lines.append(f"            const uint32_t x{slot} = {wide};")
+        lines.append(f"            bad_in |= (x{slot} & 0x7f800000u) == 0x7f800000u;")
+    for index, node in enumerate(graph.nodes):
+        if live[index]:
+            lines.append(f"            const {_C[node.dtype]} v{index} = {_expression(graph, node)};")
+    lines += [f"            t{i}[i] = v{i};" for i in kept]
+    if output is not None:
+        lines += _store(f"v{graph.output}", output)
+    lines.append("        }")
+    for number, sink in enumerate(graph.sinks):
+        lines += _collect(number, sink.kind, sink.args)
+    lines.append("    }")
+    for number, sink in enumerate(graph.sinks):
+        lines += _close(number, sink.kind)
+    lines.append(f"    return (bad_in ? {FLAG_INPUT} : 0) | (bad_out ? {FLAG_RESULT} : 0);\n}}")
+    return "\n".join(lines) + "\n"
+
+
+def _store(value: str, output: torch.dtype) -> list[str]:
+    lines = [f"            uint32_t y = as_bits({value});"]
+    if output == torch.bfloat16:  # to the nearest, ties to even
+        lines.append("            y = (y + 0x7fffu + ((y >> 16) & 1u)) >> 16;")
+        lines.append("            bad_out |= (y & 0x7f80u) == 0x7f80u;")
+    else:
+        lines.append("            bad_out |= (y & 0x7f800000u) == 0x7f800000u;")
+    return [*lines, "            o[i] = y;"]
+
+
+def _prepare(number: int, kind: str, parameter: int | None) -> list[str]:
+    """Declarations before the loop."""
+    lines = []
+    if kind in BINS:
+        lines.append(f"    uint32_t *h{number} = (uint32_t *)sinks[{number}];")
+        if parameter is not None:
+            lines.append(f"    const int32_t b{number} = (int32_t)integers[{parameter}];")
+    elif kind in ("dot", "segment_sums"):
+        lines.append(f"    double a{number}[LANES]; memset(a{number}, 0, sizeof a{number});")
+        lines.append(f"    double *s{number} = (double *)sinks[{number}];")
+    elif kind == "count":
+        lines.append(f"    int64_t c{number} = 0;")
+    else:
+        raise Untraceable(kind)
+    return lines
+
+
+def _collect(number: int, kind: str, args: tuple[int, ...]) -> list[str]:
+    """What a summary does with one tile."""
+    tile = f"t{args[0]}"
+    if kind == "count_coarse":
+        second = f"(h{number} + {BINS[kind]})"
+        return [
+            "        { int64_t i = 0;",
+            f"          for (; i + 1 < m; i += 2) {{ h{number}[(as_bits({tile}[i]) & 0x7fffffffu) >> 15]++;"
+            f" {second}[(as_bits({tile}[i + 1]) & 0x7fffffffu) >> 15]++; }}",
+            f"          if (i < m) h{number}[(as_bits({tile}[i]) & 0x7fffffffu) >> 15]++; }}",
+        ]
+    if kind == "count_upper":
+        second = f"(h{number} + {BINS[kind]})"
+        return [
+            "        { int64_t i = 0;",
+            f"          for (; i + 1 < m; i += 2) {{ h{number}[(ordered({tile}[i]) >> 16) + 32768]++;"
+            f" {second}[(ordered({tile}[i + 1]) >> 16) + 32768]++; }}",
+            f"          if (i < m) h{number}[(ordered({tile}[i]) >> 16) + 32768]++; }}",
+        ]
+    if kind in ("count_fine", "count_lower"):
+        bits = f"(int32_t)(as_bits({tile}[i + j]) & 0x7fffffffu)" if kind == "count_fine" else f"ordered({tile}[i + j])"
+        shift, mask = (15, "0x7fff") if kind == "count_fine" else (16, "0xffff")
+        wanted = f"b{number}" if kind == "count_fine" else f"(b{number} - 32768)"
+        return [
+            "        for (int64_t i = 0; i < m; i += 16) {",
+            "            const int64_t w = m - i < 16 ? m - i : 16; int32_t any = 0;",
+            f"            if (w == 16) for (int j = 0; j < 16; j++) any |= ({bits} >> {shift}) == {wanted};",
+            "            else any = 1;",
+            f"            if (any) for (int j = 0; j < w; j++) {{ const int32_t q = {bits};"
+            f" if ((q >> {shift}) == {wanted}) h{number}[q & {mask}]++; }}",
+            "        }",
+        ]
+    if kind == "count":
+        return [f"        for (int64_t i = 0; i < m; i++) c{number} += {tile}[i] != 0;"]
+    product = f"(double){tile}[r + i] * (double)t{args[1]}[r + i]" if kind == "dot" else f"(double){tile}[r + i]"
+    return [
+        "        for (int64_t r = 0; r < m; r += LANES) {",
+        "            const int64_t w = m - r < LANES ? m - r : LANES;",
+        f"            for (int64_t i = 0; i < w; i++) a{number}[i] += {product};",
+        "        }",
+        "        if ((base + TILE) % 65536 == 0 || base + TILE >= n) {",
+        "            for (int w = LANES / 2; w; w /= 2)",
+        f"                for (int i = 0; i < w; i++) a{number}[i] += a{number}[i + w];",
+        f"            *s{number}++ = a{number}[0]; memset(a{number}, 0, sizeof a{number});",
+        "        }",
+    ]
+
+
+def _close(number: int, kind: str) -> list[str]:
+    return [f"    *(int64_t *)sinks[{number}] += c{number};"] if kind == "count" else []
