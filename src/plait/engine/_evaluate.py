@@ -102,13 +102,13 @@ class Evaluator:
             _check_finite(values, tensor, start)
         return values.to(self.device) if self.device.type != "cpu" else values
 
-    def _stored(self, slot: int, tensor: LazyTensor, start: int, stop: int) -> int:
+    def _stored(self, slot: int, tensor: LazyTensor, start: int, stop: int, note: bool = True) -> int:
         """Read one block for a kernel, into a buffer of its own; return the buffer's address."""
         count = stop - start
         buffer = self._scratch.buffer(slot, count * tensor.dtype.itemsize)
         view = buffer.view[: count * tensor.dtype.itemsize]
         tensor.fill(start, stop, view)
-        if self.hashes is not None:
+        if self.hashes is not None and note:
             self.hashes.update(tensor, start, count, view)
         wanted = read_as(tensor.dtype)
         if wanted is tensor.dtype:
@@ -153,12 +153,13 @@ class Evaluator:
         """Indices of the steps whose survey runs over the whole model, once per round still to be done, in order."""
         steps: list[int] = []
         for index in range(len(self.plan.chain.steps)):
-            live = [job.methods[index] for job in self.plan.jobs if self._chained(job)]
+            live = [job.methods[index] for job in self.plan.jobs if self.chained(job)]
             if live and live[0].survey_scope == "model":
                 steps += [index] * live[0].rounds
         return steps
 
-    def _chained(self, job: Job) -> bool:
+    def chained(self, job: Job) -> bool:
+        """Whether the whole chain is applied to a tensor."""
         return len(job.methods) == len(self.plan.chain.steps) and not job.origin
 
     def survey(self, jobs: Sequence[Job], step: int, done: Callable[[Job], None] | None = None) -> Any:
@@ -166,8 +167,8 @@ class Evaluator:
         total: Any = None
         kept: dict[int, tuple[Bound, Totals]] = {}
         for job in jobs:
-            if self._chained(job):
-                part = self._total(job, step, self._facts_before(job, step), kept)
+            if self.chained(job):
+                part = self._total(job, step, self.facts_before(job, step), kept)
                 total = part if total is None else total if part is None else total + part
             if done is not None:
                 done(job)
@@ -180,10 +181,10 @@ class Evaluator:
         self, job: Job, step: int, facts: dict[int, list[Any]], kept: dict[int, tuple[Bound, Totals]] | None = None
     ) -> Any:
         """Survey one job; what a kernel adds up for many jobs alike stays in `kept`."""
-        bound = self._kernel(job, step, facts)
+        bound = self.kernel(job, step, facts)
         if bound is None:
             return self._in_blocks(job, step, facts, self.ranges(job))
-        _, totals = (kept if kept is not None else {}).setdefault(id(bound), (bound, Totals(bound.sinks)))
+        _, totals = (kept if kept is not None else {}).setdefault(id(bound), (bound, Totals(bound)))
         if not self._fused_survey(bound, job, totals, step, facts):
             return self._in_blocks(job, step, facts, self.ranges(job))
         return totals.fill(bound.tree) if kept is None else None
@@ -191,17 +192,18 @@ class Evaluator:
     def _in_blocks(self, job: Job, step: int, facts: dict[int, list[Any]], ranges: Sequence[tuple[int, int]]) -> Any:
         total: Any = None
         for start, stop in ranges:
-            part = self._surveyed(job, self._group(job, start, stop), facts, step)
+            part = self.surveyed(job, self._group(job, start, stop), facts, step)
             total = part if total is None else total + part
         return total
 
-    def _surveyed(self, job: Job, group: Group, facts: dict[int, list[Any]], step: int) -> Any:
+    def surveyed(self, job: Job, group: Group, facts: dict[int, list[Any]], step: int) -> Any:
+        """What one group contributes to the present round of a step's survey."""
         before = self._run(job, group, facts, step)
         return job.methods[step].survey(before.with_facts(tuple(facts.get(step, ()))))
 
     # --- kernels -----------------------------------------------------------------------------------------------
 
-    def _kernel(self, job: Job, step: int | None, facts: dict[int, list[Any]]) -> Bound | None:
+    def kernel(self, job: Job, step: int | None, facts: dict[int, list[Any]]) -> Bound | None:
         """The compiled loop of a job's merge, or of its survey at a step."""
         if self.fusion is None or self.plan.recipe.allow_nonfinite:
             return None
@@ -209,7 +211,7 @@ class Evaluator:
         def run(job: Job, group: Group) -> Any:
             if step is None:
                 return self._run(job, group, facts, len(job.methods)).merged
-            return self._surveyed(job, group, facts, step)
+            return self.surveyed(job, group, facts, step)
 
         own = any(index not in self.facts for index in facts)
         bound = self.fusion.find(job, step, facts, own, run)
@@ -218,22 +220,34 @@ class Evaluator:
     def _fused_survey(self, bound: Bound, job: Job, totals: Totals, step: int, facts: dict[int, list[Any]]) -> bool:
         """Run a survey's kernel over a whole job; tell whether its result may be used."""
         assert self.fusion is not None
-        keys = self.fusion.keys(bound, job)
-        ranges = self.ranges(job)
+        if not self.proven(bound, job, step, facts):
+            return False
+        self.collect(bound, job, totals, self.ranges(job))
+        return True
+
+    def proven(self, bound: Bound, job: Job, step: int, facts: dict[int, list[Any]] | None = None) -> bool:
+        """Compare a survey's kernel with torch on the first block, once."""
+        assert self.fusion is not None
         if bound.kernel.proven is None:
-            trial = Totals(bound.sinks)
-            inputs = [self._stored(i, t, *ranges[0]) for i, t in enumerate(job.sources)]
-            bound.run(inputs, ranges[0][1] - ranges[0][0], None, ranges[0][0], keys, trial)
-            expected = self._in_blocks(job, step, facts, ranges[:1])
+            first = self.ranges(job)[:1]
+            trial = Totals(bound)
+            self.collect(bound, job, trial, first, note=False)
+            expected = self._in_blocks(job, step, self.facts_before(job, step) if facts is None else facts, first)
             bound.kernel.proven = same_summary(trial.fill(bound.tree), expected)
             if not bound.kernel.proven:
                 self.fusion.differs(job)
-                return False
+        return bound.kernel.proven
+
+    def collect(
+        self, bound: Bound, job: Job, totals: Totals, ranges: Sequence[tuple[int, int]], note: bool = True
+    ) -> None:
+        """Run a survey's kernel over blocks of a job; `note` whether the inputs' hashes are taken along."""
+        assert self.fusion is not None
+        keys = self.fusion.keys(bound, job)
         for start, stop in ranges:
-            inputs = [self._stored(i, t, start, stop) for i, t in enumerate(job.sources)]
+            inputs = [self._stored(i, t, start, stop, note) for i, t in enumerate(job.sources)]
             if bound.run(inputs, stop - start, None, start, keys, totals):
                 self._group(job, start, stop)  # names the tensor that is not finite
-        return True
 
     def _fused_block(self, bound: Bound, keys: Any, job: Job, start: int, stop: int) -> Tensor | None:
         """Run a merge's kernel; None where the result is not finite, or not torch's."""
@@ -254,7 +268,7 @@ class Evaluator:
                 return None
         return result
 
-    def _facts_before(self, job: Job, step: int) -> dict[int, list[Any]]:
+    def facts_before(self, job: Job, step: int) -> dict[int, list[Any]]:
         """Facts that a step's survey may rely on: the model's, and the tensor's own of the steps before it."""
         return self._tensor_level(job, step) | {k: v for k, v in self.facts.items() if k <= step}
 
@@ -263,7 +277,7 @@ class Evaluator:
         wanted = [
             i
             for i, m in enumerate(job.methods[:before])
-            if m.rounds and (m.survey_scope == "tensor" or not self._chained(job))
+            if m.rounds and (m.survey_scope == "tensor" or not self.chained(job))
         ]
         if not wanted or not job.entry.numel:
             return {}
@@ -278,8 +292,20 @@ class Evaluator:
             for index in wanted:
                 while len(known.setdefault(index, [])) < job.methods[index].rounds:
                     facts = {**self.facts, **known}
+                    both = None
+                    if not known[index]:
+                        both = self.two_rounds(job, index)
+                    if both is not None:
+                        known[index] += both
+                        continue
                     known[index].append(self._total(job, index, facts))
             return {index: known[index] for index in wanted}
+
+    def two_rounds(self, job: Job, step: int) -> tuple[Any, Any] | None:
+        """The first two rounds of one tensor's survey from one pass, where that is possible."""
+        from plait.engine._rounds import two_rounds
+
+        return two_rounds(self, [job], step, lambda jobs, work: [work(jobs)], lambda _: None)
 
     def forget(self, job: Job) -> None:
         """Drop what was kept about one tensor."""
@@ -314,7 +340,7 @@ class Evaluator:
         if job.copies:
             return lambda start, stop: self._copied(job, start, stop)
         facts = self._tensor_level(job, len(job.methods)) | self.facts
-        bound = self._kernel(job, None, facts)
+        bound = self.kernel(job, None, facts)
         if bound is None or self.fusion is None:
             return lambda start, stop: self._eager(job, facts, start, stop)
         loop, keys = bound, self.fusion.keys(bound, job)

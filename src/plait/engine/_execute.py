@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from plait.engine._nested import PlannedTensor
 from plait.engine._options import Options, Progress, Silent
 from plait.engine._output import GrowingOutput, check_target
 from plait.engine._plan import Job, Plan
+from plait.engine._rounds import Spread, two_rounds
 from plait.engine._scheduler import Bundle, bundles, check_memory, each, pool
 from plait.engine._timings import Timings
 from plait.errors import DiskSpaceError, OutputError, PlaitError
@@ -93,26 +94,43 @@ class _Run:
         for index, evaluator in enumerate(self.evaluators):
             rounds = evaluator.model_rounds()
             for number, step in enumerate(rounds):
+                before = rounds[:number].count(step)
+                if len(evaluator.facts.get(step, ())) > before:
+                    continue  # counted together with the round before
                 known = store.find(index, step, number) if store is not None else None
                 if known is not None:
                     evaluator.facts.setdefault(step, []).append(known)
                     continue
                 jobs = [job for job in evaluator.plan.jobs if not job.copies and job.entry.numel]
-                parts = bundles(jobs, self.block)
                 name = evaluator.plan.chain.steps[step].cls.name
                 size = sum(s.nbytes for job in jobs for s in job.sources)
                 self.progress.phase(f"surveying for {name} ({number + 1} of {len(rounds)})", size)
+                if not before:
+                    both = two_rounds(evaluator, jobs, step, self._spreading(workers), self._surveyed)
+                    if both is not None:
+                        evaluator.facts[step] = list(both)
+                        for offset, part in enumerate(both if store is not None else ()):
+                            assert store is not None
+                            store.keep(index, step, number + offset, part)
+                        continue
                 total: Any = None
 
                 def work(bundle: Bundle, evaluator: Evaluator = evaluator, step: int = step) -> Any:
                     return evaluator.survey(bundle.jobs, step, self._surveyed)
 
-                for part in each(workers, parts, work, self.options, self.stop):
+                for part in each(workers, bundles(jobs, self.block), work, self.options, self.stop):
                     if part is not None:
                         total = part if total is None else total + part
                 evaluator.facts.setdefault(step, []).append(total)
                 if store is not None:
                     store.keep(index, step, number, total)
+
+    def _spreading(self, workers: ThreadPoolExecutor) -> Spread:
+        def spread(jobs: Sequence[Job], work: Callable[[Sequence[Job]], Any]) -> Iterator[Any]:
+            parts = bundles(jobs, self.block)
+            return each(workers, parts, lambda bundle: work(bundle.jobs), self.options, threading.Event())
+
+        return spread
 
     def path(self) -> dict[str, Any]:
         """How elementwise steps were computed."""

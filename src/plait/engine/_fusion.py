@@ -121,30 +121,41 @@ class Fusion:
         with self._lock:
             self._own.pop(job.name, None)
 
+    def follow(self, job: Job, run: Run) -> tuple[Graph, Any, bool]:
+        """Trace a computation; return its graph, what it returned, and whether it asked which tensor this is.
+
+        Raises:
+            Untraceable: if it is not pointwise.
+        """
+        graph = Graph()
+        subject = _Watched(job.subject)
+        count = len(job.sources)
+        stands = [Traced.of(graph, graph.add("input", (), torch.float32, i), _LENGTH) for i in range(count)]
+        base = stands.pop(0) if job.base is not None else None
+        names = self.plan.chain.experts if len(stands) == len(self.plan.chain.experts) else (job.origin,)
+        group = Group(subject, base, tuple(stands), names, job.weights, draws=_TracedDraws(graph))  # type: ignore[arg-type]
+        try:
+            return graph, run(job, group), subject.asked
+        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
+            raise Untraceable(f"{type(error).__name__}: {str(error).splitlines()[0][:100]}", subject.asked) from None
+        except Untraceable as reason:
+            raise Untraceable(str(reason), subject.asked) from None
+
     def _trace(
         self, job: Job, inputs: tuple[torch.dtype, ...], output: torch.dtype | None, run: Run
     ) -> tuple[Bound | None, bool]:
-        graph = Graph()
-        subject = _Watched(job.subject)
         try:
-            stands = [Traced.of(graph, graph.add("input", (), torch.float32, i), _LENGTH) for i in range(len(inputs))]
-            base = stands.pop(0) if job.base is not None else None
-            names = self.plan.chain.experts if len(stands) == len(self.plan.chain.experts) else (job.origin,)
-            group = Group(subject, base, tuple(stands), names, job.weights, draws=_TracedDraws(graph))  # type: ignore[arg-type]
-            found = run(job, group)
+            graph, found, asked = self.follow(job, run)
             if output is not None:
                 if not isinstance(found, Traced) or found.dtype != torch.float32:
-                    raise Untraceable("a result that is no float32 tensor")
+                    raise Untraceable("a result that is no float32 tensor", asked)
                 graph.output = found.node
-            kernel = self._kernel(graph, inputs, output)
+            kernel = self.kernel(graph, inputs, output)
         except Untraceable as reason:
-            return self._refuse(str(reason)), not subject.asked
-        except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
-            return self._refuse(f"{type(error).__name__}: {str(error).splitlines()[0][:100]}"), not subject.asked
+            return self._refuse(str(reason.args[0])), not (len(reason.args) > 1 and reason.args[1])
         if kernel is None:
             return self._refuse("no C compiler"), True
-        tree = None if output is not None else found
-        return Bound(kernel, graph, tree), not subject.asked
+        return Bound(kernel, graph, None if output is not None else found), not asked
 
     def differs(self, job: Job) -> None:
         """Take note that this compiler or processor rounds otherwise than torch."""
@@ -153,7 +164,8 @@ class Fusion:
     def _refuse(self, reason: str) -> None:
         self.refused[reason] = self.refused.get(reason, 0) + 1
 
-    def _kernel(self, graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | None) -> Kernel | None:
+    def kernel(self, graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | None) -> Kernel | None:
+        """Return the compiled loop of a graph; None without a compiler."""
         key = (graph.structure, inputs, output)
         if key not in self._kernels:
             made = build(source_of(graph, inputs, output, SEGMENT))

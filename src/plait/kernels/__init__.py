@@ -7,8 +7,8 @@ checks and rounds in registers. Where there is no compiler, or the function is n
 
 from plait.kernels._build import build, compiler
 from plait.kernels._emit import FLAG_INPUT, FLAG_RESULT, INPUTS, source_of
-from plait.kernels._graph import Graph, Untraceable
-from plait.kernels._kernel import Bound, Kernel, Totals
+from plait.kernels._graph import Graph, Sink, Untraceable
+from plait.kernels._kernel import Bound, Kernel, Totals, Window, fill
 from plait.kernels._trace import Pending, Traced
 
 __all__ = [
@@ -19,10 +19,13 @@ __all__ = [
     "Graph",
     "Kernel",
     "Pending",
+    "Sink",
     "Totals",
     "Traced",
     "Untraceable",
+    "Window",
     "build",
     "compiler",
+    "fill",
     "source_of",
 ]

@@ -6,15 +6,24 @@ import torch
 
 from plait.kernels._graph import Graph, Node, Untraceable
 
-__all__ = ["BINS", "FLAG_INPUT", "FLAG_RESULT", "INPUTS", "LANES", "TILE", "source_of"]
+__all__ = ["BINS", "FLAG_INPUT", "FLAG_RESULT", "INPUTS", "LANES", "SUMS", "TABLES", "TILE", "WINDOWS", "source_of"]
 
 #: elements whose intermediate values are kept at once
 TILE = 2048
 #: lanes of a sum, see `plait.tensors.sums`
 LANES = 512
 FLAG_INPUT, FLAG_RESULT = 1, 2
-#: bins of each histogram
-BINS = {"count_coarse": 1 << 16, "count_fine": 1 << 15, "count_upper": 1 << 16, "count_lower": 1 << 16}
+#: copies of a large histogram, so that equal neighbours do not wait for each other
+TABLES = 4
+#: sums in float64
+SUMS = ("dot", "segment_sums")
+#: bins of each large histogram
+BINS = {"count_coarse": 1 << 16, "count_upper": 1 << 16}
+#: counts inside a few of those bins, and of what lies above them: the width of one bin
+WINDOWS = {"count_fine": 1 << 15, "count_lower": 1 << 16, "window_magnitudes": 1 << 15, "window_numbers": 1 << 16}
+_WIDE = ("window_magnitudes", "window_numbers")
+_SHIFT = {"count_coarse": 15, "count_fine": 15, "window_magnitudes": 15}
+_SHIFT |= {"count_upper": 16, "count_lower": 16, "window_numbers": 16}
 #: dtypes that a kernel reads and writes; torch converts others
 INPUTS = {torch.bfloat16: "uint16_t", torch.float32: "uint32_t"}
 
@@ -26,7 +35,7 @@ _FORMS = {
     "neg": "-{0}",
     "sqrt": "sqrtf({0})",
     "reciprocal": "1.0f / {0}",
-    "sign": "(float)(({0} > 0.0f) - ({0} < 0.0f))",
+    "sign": "{0} > 0.0f ? 1.0f : {0} < 0.0f ? -1.0f : 0.0f",
     "square": "{0} * {0}",
     "fma": "__builtin_fmaf({0}, {1}, {2})",
     "addcmul": "{0} + {1} * {2}",
@@ -43,11 +52,29 @@ _HEAD = """\
 #include <math.h>
 #include <stdint.h>
 #include <string.h>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 #define TILE %(tile)d
 #define LANES %(lanes)d
 static inline float as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }
 static inline uint32_t as_bits(float f) { uint32_t u; memcpy(&u, &f, 4); return u; }
 static inline int32_t ordered(float f) { int32_t b = (int32_t)as_bits(f + 0.0f); return b ^ ((b >> 31) & 0x7fffffff); }
+/* copy x - low of those in [low, low + width) to found, which has room for m + 16; return how many */
+static int64_t within(const uint32_t *x, int64_t m, uint32_t low, uint32_t width, uint32_t *found) {
+    int64_t i = 0, k = 0;
+#ifdef __AVX512F__
+    const __m512i lows = _mm512_set1_epi32((int)low), widths = _mm512_set1_epi32((int)width);
+    for (; i + 16 <= m; i += 16) {
+        const __m512i r = _mm512_sub_epi32(_mm512_loadu_si512(x + i), lows);
+        const __mmask16 in = _mm512_cmplt_epu32_mask(r, widths);
+        _mm512_storeu_si512(found + k, _mm512_maskz_compress_epi32(in, r));
+        k += __builtin_popcount(in);
+    }
+#endif
+    for (; i < m; i++) { found[k] = x[i] - low; k += x[i] - low < width; }
+    return k;
+}
 """
 
 _PHILOX = """\
@@ -94,7 +121,11 @@ def _expression(graph: Graph, node: Node) -> str:
             assert node.literal is not None
             return _number(float(node.literal)) if node.dtype == torch.float32 else str(int(node.literal))
         case "cast":
-            return f"{args[0]} != 0" if node.dtype == torch.bool else f"({_C[node.dtype]}){args[0]}"
+            if node.dtype == torch.bool:
+                return f"{args[0]} != 0"
+            if node.dtype == torch.float32 and graph.nodes[node.args[0]].dtype == torch.bool:
+                return f"{args[0]} ? 1.0f : 0.0f"
+            return f"({_C[node.dtype]}){args[0]}"
     if node.op in _INFIX:
         return f"{args[0]} {_INFIX[node.op]} {args[1]}"
     if node.op in _FORMS:
@@ -108,7 +139,8 @@ def source_of(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype
     It returns FLAG_INPUT where an input and FLAG_RESULT where the result is not finite.
     """
     live = graph.live()
-    kept = sorted({i for sink in graph.sinks for i in sink.args})
+    kept = sorted({i for sink in graph.sinks if sink.kind != "count" for i in sink.args})
+    counts = [(number, sink.args[0]) for number, sink in enumerate(graph.sinks) if sink.kind == "count"]
     lines = [_HEAD % {"tile": TILE, "lanes": LANES}]
     if graph.draws:
         lines.append(_PHILOX % {"segment": segment})
@@ -128,17 +160,19 @@ def source_of(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype
     if output is not None:
         lines.append(f"        {INPUTS[output]} *restrict o = ({INPUTS[output]} *)out + base;")
     lines += [f"        {_C[graph.nodes[i].dtype]} t{i}[TILE];" for i in kept]
+    lines += [f"        uint32_t k{number} = 0;" for number, _ in counts]
     for place in range(len(graph.draws)):
         lines.append(f"        float u{place}[TILE + 8]; uniform(u{place}, m, offset + base, keys + 2 * {place});")
     lines.append("        for (int64_t i = 0; i < m; i++) {")
     for slot, dtype in enumerate(inputs):
         wide = f"(uint32_t)in{slot}[i] << 16" if dtype == torch.bfloat16 else f"in{slot}[i]"
         lines.append(f"            const uint32_t x{slot} = {wide};")
-        lines.append(f"            bad_in |= (x{slot} & 0x7f800000u) == 0x7f800000u;")
+        lines.append(f"            bad_in |= (x{slot} & 0x7f800000u) + 0x00800000u;")
     for index, node in enumerate(graph.nodes):
         if live[index]:
             lines.append(f"            const {_C[node.dtype]} v{index} = {_expression(graph, node)};")
     lines += [f"            t{i}[i] = v{i};" for i in kept]
+    lines += [f"            k{number} += v{i} != 0;" for number, i in counts]
     if output is not None:
         lines += _store(f"v{graph.output}", output)
     lines.append("        }")
@@ -147,7 +181,8 @@ def source_of(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype
     lines.append("    }")
     for number, sink in enumerate(graph.sinks):
         lines += _close(number, sink.kind)
-    lines.append(f"    return (bad_in ? {FLAG_INPUT} : 0) | (bad_out ? {FLAG_RESULT} : 0);\n}}")
+    top = 15 if output == torch.bfloat16 else 31  # where an exponent of all ones overflows to
+    lines.append(f"    return (bad_in >> 31 ? {FLAG_INPUT} : 0) | (bad_out >> {top} ? {FLAG_RESULT} : 0);\n}}")
     return "\n".join(lines) + "\n"
 
 
@@ -155,20 +190,25 @@ def _store(value: str, output: torch.dtype) -> list[str]:
     lines = [f"            uint32_t y = as_bits({value});"]
     if output == torch.bfloat16:  # to the nearest, ties to even
         lines.append("            y = (y + 0x7fffu + ((y >> 16) & 1u)) >> 16;")
-        lines.append("            bad_out |= (y & 0x7f80u) == 0x7f80u;")
+        lines.append("            bad_out |= (y & 0x7f80u) + 0x0080u;")
     else:
-        lines.append("            bad_out |= (y & 0x7f800000u) == 0x7f800000u;")
+        lines.append("            bad_out |= (y & 0x7f800000u) + 0x00800000u;")
     return [*lines, "            o[i] = y;"]
 
 
 def _prepare(number: int, kind: str, parameter: int | None) -> list[str]:
     """Declarations before the loop."""
     lines = []
-    if kind in BINS:
+    if kind in ("count_coarse", "count_upper"):
         lines.append(f"    uint32_t *h{number} = (uint32_t *)sinks[{number}];")
-        if parameter is not None:
-            lines.append(f"    const int32_t b{number} = (int32_t)integers[{parameter}];")
-    elif kind in ("dot", "segment_sums"):
+    elif kind in WINDOWS:
+        shift = _SHIFT[kind]
+        lines.append(f"    int64_t *above{number} = (int64_t *)sinks[{number}];")
+        lines.append(f"    uint32_t *h{number} = (uint32_t *)(above{number} + 1);")
+        lines.append(f"    const uint32_t l{number} = (uint32_t)integers[{parameter}] << {shift};")
+        width = "(uint32_t)integers[{}] << {}".format(f"{parameter} + 1", shift) if kind in _WIDE else f"1u << {shift}"
+        lines.append(f"    const uint32_t w{number} = {width};")
+    elif kind in SUMS:
         lines.append(f"    double a{number}[LANES]; memset(a{number}, 0, sizeof a{number});")
         lines.append(f"    double *s{number} = (double *)sinks[{number}];")
     elif kind == "count":
@@ -178,40 +218,37 @@ def _prepare(number: int, kind: str, parameter: int | None) -> list[str]:
     return lines
 
 
+def _key(kind: str, tile: str) -> str:
+    """An unsigned integer that grows with what is counted: the magnitude, or the signed number."""
+    if kind in ("count_coarse", "count_fine", "window_magnitudes"):
+        return f"(as_bits({tile}[i]) & 0x7fffffffu)"
+    return f"((uint32_t)ordered({tile}[i]) ^ 0x80000000u)"
+
+
 def _collect(number: int, kind: str, args: tuple[int, ...]) -> list[str]:
     """What a summary does with one tile."""
     tile = f"t{args[0]}"
-    if kind == "count_coarse":
-        second = f"(h{number} + {BINS[kind]})"
+    if kind in ("count_coarse", "count_upper"):
+        tables = [f"h{number}[{j * BINS[kind]} + x[i + {j}]]++;" for j in range(TABLES)]
         return [
-            "        { int64_t i = 0;",
-            f"          for (; i + 1 < m; i += 2) {{ h{number}[(as_bits({tile}[i]) & 0x7fffffffu) >> 15]++;"
-            f" {second}[(as_bits({tile}[i + 1]) & 0x7fffffffu) >> 15]++; }}",
-            f"          if (i < m) h{number}[(as_bits({tile}[i]) & 0x7fffffffu) >> 15]++; }}",
+            "        { uint16_t x[TILE];",
+            f"          for (int64_t i = 0; i < m; i++) x[i] = (uint16_t)({_key(kind, tile)} >> {_SHIFT[kind]});",
+            "          int64_t i = 0;",
+            f"          for (; i + {TABLES - 1} < m; i += {TABLES}) {{ {' '.join(tables)} }}",
+            f"          for (; i < m; i++) h{number}[x[i]]++; }}",
         ]
-    if kind == "count_upper":
-        second = f"(h{number} + {BINS[kind]})"
+    if kind in WINDOWS:
         return [
-            "        { int64_t i = 0;",
-            f"          for (; i + 1 < m; i += 2) {{ h{number}[(ordered({tile}[i]) >> 16) + 32768]++;"
-            f" {second}[(ordered({tile}[i + 1]) >> 16) + 32768]++; }}",
-            f"          if (i < m) h{number}[(ordered({tile}[i]) >> 16) + 32768]++; }}",
-        ]
-    if kind in ("count_fine", "count_lower"):
-        bits = f"(int32_t)(as_bits({tile}[i + j]) & 0x7fffffffu)" if kind == "count_fine" else f"ordered({tile}[i + j])"
-        shift, mask = (15, "0x7fff") if kind == "count_fine" else (16, "0xffff")
-        wanted = f"b{number}" if kind == "count_fine" else f"(b{number} - 32768)"
-        return [
-            "        for (int64_t i = 0; i < m; i += 16) {",
-            "            const int64_t w = m - i < 16 ? m - i : 16; int32_t any = 0;",
-            f"            if (w == 16) for (int j = 0; j < 16; j++) any |= ({bits} >> {shift}) == {wanted};",
-            "            else any = 1;",
-            f"            if (any) for (int j = 0; j < w; j++) {{ const int32_t q = {bits};"
-            f" if ((q >> {shift}) == {wanted}) h{number}[q & {mask}]++; }}",
-            "        }",
+            "        { uint32_t x[TILE], found[TILE + 16]; int64_t more = 0;",
+            f"          for (int64_t i = 0; i < m; i++) x[i] = {_key(kind, tile)};",
+            f"          const uint32_t top = l{number} + (w{number} - 1);",
+            "          for (int64_t i = 0; i < m; i++) more += x[i] > top;",
+            f"          *above{number} += more;",
+            f"          const int64_t k = within(x, m, l{number}, w{number}, found);",
+            f"          for (int64_t i = 0; i < k; i++) h{number}[found[i]]++; }}",
         ]
     if kind == "count":
-        return [f"        for (int64_t i = 0; i < m; i++) c{number} += {tile}[i] != 0;"]
+        return [f"        c{number} += k{number};"]
     product = f"(double){tile}[r + i] * (double)t{args[1]}[r + i]" if kind == "dot" else f"(double){tile}[r + i]"
     return [
         "        for (int64_t r = 0; r < m; r += LANES) {",

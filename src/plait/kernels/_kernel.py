@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from plait.kernels._emit import BINS
+from plait.kernels._emit import BINS, SUMS, TABLES, WINDOWS
 from plait.kernels._graph import Graph, Sink
 from plait.kernels._trace import Pending
 from plait.tensors.selection import Counts
 from plait.tensors.sums import SEGMENT, ExactSum
 
-__all__ = ["Bound", "Kernel", "Totals"]
+__all__ = ["Bound", "Kernel", "Totals", "Window", "fill"]
 
 _BATCH = 1 << 30  # elements after which 32-bit counts are moved on
 
@@ -41,14 +42,51 @@ class Kernel:
         self.fresh = fresh
 
 
+@dataclass(frozen=True)
+class Window:
+    """Counts at full resolution inside a few neighbouring bins, and how many elements lie above these."""
+
+    above: int
+    counts: Counts
+
+    def __add__(self, other: Window) -> Window:
+        return Window(self.above + other.above, self.counts + other.counts)
+
+
+class _Place:
+    """Memory of one sink that counts in bins: 32-bit counts of the kernel, moved on now and then."""
+
+    def __init__(self, sink: Sink, integers: Sequence[int]) -> None:
+        self.window = sink.kind in WINDOWS
+        width = 1
+        if sink.kind.startswith("window"):
+            assert sink.parameter is not None
+            width = integers[sink.parameter + 1]
+        self.bins = BINS.get(sink.kind, 0) or width * WINDOWS[sink.kind]
+        self.tables = 1 if self.window else TABLES
+        self.raw = np.zeros(8 * self.window + 4 * self.tables * self.bins, np.uint8)
+        self.small = self.raw[8 * self.window :].view(np.uint32).reshape(self.tables, self.bins)
+        self.total = np.zeros(self.bins, np.int64)
+
+    @property
+    def above(self) -> int:
+        """Number of elements above a window."""
+        return int(self.raw[:8].view(np.int64)[0])
+
+    def flush(self) -> None:
+        for table in self.small:
+            self.total += table
+        self.small.fill(0)
+
+
 class Totals:
     """What the sinks of a graph have added up so far, in one thread."""
 
-    def __init__(self, sinks: Sequence[Sink]) -> None:
-        self.sinks = tuple(sinks)
+    def __init__(self, bound: Bound) -> None:
+        self.sinks = bound.sinks
         self._counted = 0
-        self._bins = [np.zeros(2 * BINS[s.kind], np.uint32) if s.kind in BINS else None for s in self.sinks]
-        self._large = [np.zeros(BINS[s.kind], np.int64) if s.kind in BINS else None for s in self.sinks]
+        counting = [sink.kind in BINS or sink.kind in WINDOWS for sink in self.sinks]
+        self._places = [_Place(s, bound.integers) if c else None for s, c in zip(self.sinks, counting, strict=True)]
         self._sums = [ExactSum() for _ in self.sinks]
         self._counts = np.zeros(max(len(self.sinks), 1), np.int64)
         self._segments = np.empty((max(len(self.sinks), 1), 0), np.float64)
@@ -62,47 +100,54 @@ class Totals:
         if self._segments.shape[1] < segments:
             self._segments = np.empty((len(self.sinks), segments), np.float64)
         found = (ctypes.c_void_p * max(len(self.sinks), 1))()
-        for index, sink in enumerate(self.sinks):
-            bins = self._bins[index]
-            place = self._segments[index] if sink.kind in ("dot", "segment_sums") else self._counts[index:]
-            found[index] = (bins if bins is not None else place).ctypes.data
+        for index, (sink, held) in enumerate(zip(self.sinks, self._places, strict=True)):
+            place = self._segments[index] if sink.kind in SUMS else self._counts[index:]
+            found[index] = (held.raw if held is not None else place).ctypes.data
         return found
 
     def add(self, length: int) -> None:
         """Take over the sums of the last call."""
         segments = -(-length // SEGMENT)
         for index, sink in enumerate(self.sinks):
-            if sink.kind in ("dot", "segment_sums"):
+            if sink.kind in SUMS:
                 self._sums[index] += ExactSum.of(*self._segments[index, :segments].tolist())
 
     def _flush(self) -> None:
-        for small, large in zip(self._bins, self._large, strict=True):
-            if small is not None and large is not None:
-                large += small[: large.size]
-                large += small[large.size :]
-                small.fill(0)
+        for held in self._places:
+            if held is not None:
+                held.flush()
         self._counted = 0
 
     def result(self, index: int) -> Any:
         """The summary of one sink."""
         self._flush()
-        bins = self._large[index]
-        if bins is not None:
-            return Counts(torch.from_numpy(bins.copy()))
+        held = self._places[index]
+        if held is not None:
+            counts = Counts(torch.from_numpy(held.total.copy()))
+            return Window(held.above, counts) if self.sinks[index].kind.startswith("window") else counts
         return int(self._counts[index]) if self.sinks[index].kind == "count" else self._sums[index]
+
+    def results(self) -> list[Any]:
+        """The summaries of all sinks."""
+        return [self.result(index) for index in range(len(self.sinks))]
 
     def fill(self, tree: Any) -> Any:
         """Put the summaries in the places where a traced survey left them open."""
-        if isinstance(tree, Pending):
-            return self.result(tree.index)
-        if isinstance(tree, tuple):
-            return tuple(self.fill(item) for item in tree)
-        if isinstance(tree, dict):
-            return {key: self.fill(item) for key, item in tree.items()}
-        if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-            fields = {f.name: self.fill(getattr(tree, f.name)) for f in dataclasses.fields(tree)}
-            return dataclasses.replace(tree, **fields)
-        return tree
+        return fill(tree, lambda pending: self.result(pending.index))
+
+
+def fill(tree: Any, value: Callable[[Pending], Any]) -> Any:
+    """Replace every open place of a summary by its value."""
+    if isinstance(tree, Pending):
+        return value(tree)
+    if isinstance(tree, tuple):
+        return tuple(fill(item, value) for item in tree)
+    if isinstance(tree, dict):
+        return {key: fill(item, value) for key, item in tree.items()}
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        fields = {f.name: fill(getattr(tree, f.name), value) for f in dataclasses.fields(tree)}
+        return dataclasses.replace(tree, **fields)
+    return tree
 
 
 class Bound:
@@ -120,6 +165,7 @@ class Bound:
         self.tree = tree
         self.sinks = tuple(graph.sinks)
         self.experts = tuple(graph.draws)
+        self.integers = tuple(graph.integers)
         self._numbers = (ctypes.c_double * max(len(graph.numbers), 1))(*graph.numbers)
         self._integers = (ctypes.c_int64 * max(len(graph.integers), 1))(*graph.integers)
 

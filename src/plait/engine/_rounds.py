@@ -1,0 +1,144 @@
+"""Survey rounds over many jobs, two at once where a sample can say where to count (see `plait.engine._speculate`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+
+from plait.engine._evaluate import Evaluator
+from plait.engine._fusion import read_as
+from plait.engine._plan import Job
+from plait.engine._speculate import Aim, aim, hit, windowed
+from plait.kernels import Bound, Graph, Totals, Untraceable
+from plait.tensors.sums import Each
+
+__all__ = ["two_rounds"]
+
+#: calls a function on pieces of the jobs, on as many workers as there are, and gives what it returns
+Spread = Callable[[Sequence[Job], Callable[[Sequence[Job]], Any]], Iterable[Any]]
+
+_CHUNK = 1 << 14
+_SHARE = 32  # one in so many elements is sampled …
+_ENOUGH = 1 << 18  # … but not fewer than this
+_WORTH = 1 << 21  # elements from which a sample pays
+
+
+class _NotHereError(Exception):
+    """Some job cannot be counted this way."""
+
+
+class _Rounds:
+    """The first two rounds of one step's survey."""
+
+    def __init__(self, evaluator: Evaluator, jobs: Sequence[Job], step: int) -> None:
+        self.evaluator = evaluator
+        self.jobs = jobs
+        self.step = step
+        self.total = sum(job.entry.numel for job in jobs)
+        self._bound: dict[Any, Bound] = {}
+
+    def trace(self, job: Job, known: Sequence[Any]) -> tuple[Graph, Any]:
+        """Graph and tree of a job's survey, given the totals of the rounds before."""
+        if self.evaluator.fusion is None:
+            raise Untraceable("kernels are off")
+        facts = self.evaluator.facts_before(job, self.step)
+        if any(index not in self.evaluator.facts for index in facts):
+            raise Untraceable("facts of one tensor")
+        facts[self.step] = list(known)
+        graph, tree, asked = self.evaluator.fusion.follow(
+            job, lambda job, group: self.evaluator.surveyed(job, group, facts, self.step)
+        )
+        if asked:
+            raise Untraceable("a survey of its own for each tensor")
+        return graph, tree
+
+    def sample(self, jobs: Sequence[Job]) -> Any:
+        """Count a share of the elements as the first round does."""
+        total: Any = None
+        stride = _CHUNK * max(1, min(_SHARE, self.total // _ENOUGH))
+        for index, job in enumerate(jobs):
+            bound = self.evaluator.kernel(job, self.step, self.evaluator.facts_before(job, self.step))
+            if bound is None:
+                raise _NotHereError
+            size = job.entry.numel
+            if size >= stride:
+                ranges = [(start, min(start + _CHUNK, size)) for start in range(0, size, stride)]
+            else:
+                ranges = [(0, size)] if index % (stride // _CHUNK) == 0 else []
+            if ranges:
+                if not self.evaluator.proven(bound, job, self.step):
+                    raise _NotHereError
+                totals = Totals(bound)
+                self.evaluator.collect(bound, job, totals, ranges, note=False)
+                part = totals.fill(bound.tree)
+                total = part if total is None else total + part
+        return total
+
+    def count(self, jobs: Sequence[Job], aims: Sequence[Aim], done: Callable[[Job], None]) -> Each:
+        """Count inside the windows."""
+        kept: dict[int, tuple[Bound, Totals]] = {}
+        for job in jobs:
+            bound = self._windows(job, aims)
+            _, totals = kept.setdefault(id(bound), (bound, Totals(bound)))
+            self.evaluator.collect(bound, job, totals, self.evaluator.ranges(job))
+            done(job)
+        parts = [Each(tuple(totals.results())) for _, totals in kept.values()]
+        total = parts[0]
+        for part in parts[1:]:
+            total += part
+        return total
+
+    def _windows(self, job: Job, aims: Sequence[Aim]) -> Bound:
+        assert self.evaluator.fusion is not None
+        inputs = tuple(read_as(source.dtype) for source in job.sources)
+        key = (job.methods, job.weights, inputs)
+        if key not in self._bound:
+            graph = windowed(self.trace(job, ())[0], aims)
+            kernel = self.evaluator.fusion.kernel(graph, inputs, None)
+            if kernel is None:
+                raise _NotHereError
+            kernel.proven = True  # the same loop as the coarse counts', which has been compared with torch
+            self._bound[key] = Bound(kernel, graph)
+        return self._bound[key]
+
+    def run(self, spread: Spread, done: Callable[[Job], None]) -> tuple[Any, Any] | None:
+        """Sample, aim, count; None where the rounds must be run one by one."""
+        lead = max(self.jobs, key=lambda job: job.entry.numel)
+        try:
+            first = self.trace(lead, ())
+            if not any(sink.kind in ("count_coarse", "count_upper") for sink in first[0].sinks):
+                return None
+            guess: Any = None
+            for part in spread(self.jobs, self.sample):
+                guess = part if guess is None else guess if part is None else guess + part
+            aims = aim(first[0], self.trace(lead, (guess,))[0])
+            if aims is None:
+                return None
+            found: Any = None
+            for part in spread(self.jobs, lambda jobs: self.count(jobs, aims, done)):
+                found = part if found is None else found + part
+            return hit(first, aims, found.items, self.total, lambda coarse: self.trace(lead, (coarse,)))
+        except (Untraceable, _NotHereError):
+            return None
+
+
+def two_rounds(
+    evaluator: Evaluator, jobs: Sequence[Job], step: int, spread: Spread, done: Callable[[Job], None]
+) -> tuple[Any, Any] | None:
+    """Return the totals of the first two rounds of a step's survey from one pass; None if they must be run apart.
+
+    Args:
+        evaluator: of the plan.
+        jobs: what is surveyed.
+        step: which method of the chain.
+        spread: runs a function on pieces of the jobs.
+        done: told of every job that is counted.
+    """
+    live = [job for job in jobs if evaluator.chained(job)]
+    large = sum(job.entry.numel for job in live) >= _WORTH
+    fit = all(job.unit == "element" and job.compute == torch.float32 for job in live)
+    if evaluator.fusion is None or not large or not fit or live[0].methods[step].rounds < 2:
+        return None
+    return _Rounds(evaluator, live, step).run(spread, done)

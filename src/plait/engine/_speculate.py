@@ -1,0 +1,159 @@
+"""Two counting rounds in one: a sample says where the wanted ranks lie, one pass counts there in full resolution.
+
+An exact threshold needs two rounds: counts of coarse bins find the bin of the rank, fine counts inside it the value.
+A sample of the blocks tells the bin in advance. One pass then counts everything inside a few bins around it, and how
+much lies above: if the rank falls inside, both rounds are known exactly; if not, nothing is lost but the pass. What a
+round counts beside (sums, numbers of entries) is counted along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from plait.kernels import Graph, Pending, Sink, Untraceable, Window, fill
+from plait.tensors.selection import Counts
+
+__all__ = ["MARGIN", "Aim", "aim", "hit", "windowed"]
+
+#: bins on either side of the one that the sample points to
+MARGIN = 1
+_COARSE = {"count_coarse": ("count_fine", "window_magnitudes"), "count_upper": ("count_lower", "window_numbers")}
+_MOST = 4  # windows for one vector
+
+
+@dataclass(frozen=True)
+class Aim:
+    """Bins to count in: of the coarse counts in sink `sink`, those in [low, low + width)."""
+
+    sink: int
+    low: int
+    width: int
+
+
+def _canonical(graph: Graph, index: int) -> Any:
+    """A node with all it is computed from, numbers included: equal for equal computations in two graphs."""
+    node = graph.nodes[index]
+    own: Any = node.literal
+    if node.op == "number":
+        own = graph.numbers[int(node.literal or 0)]
+    elif node.op == "uniform":
+        own = graph.draws[int(node.literal or 0)]
+    return (node.op, node.dtype, own, tuple(_canonical(graph, arg) for arg in node.args))
+
+
+def _wanted(first: Graph, second: Graph) -> list[tuple[int, int, int]] | None:
+    """For each fine count of the second round: (its sink, the coarse sink of the same vector, the bin)."""
+    vectors = {
+        (_COARSE[sink.kind][0], _canonical(first, sink.args[0])): index
+        for index, sink in enumerate(first.sinks)
+        if sink.kind in _COARSE
+    }
+    found = []
+    for index, sink in enumerate(second.sinks):
+        if sink.parameter is None:
+            return None
+        coarse = vectors.get((sink.kind, _canonical(second, sink.args[0])))
+        if coarse is None:
+            return None
+        found.append((index, coarse, second.integers[sink.parameter]))
+    return found
+
+
+def aim(first: Graph, second: Graph) -> list[Aim] | None:
+    """Where to count, from the graphs of the two rounds, the second with what a sample says; None if that cannot be."""
+    wanted = _wanted(first, second)
+    if not wanted:
+        return None
+    bins: dict[int, set[int]] = {}
+    for _, coarse, place in wanted:
+        bins.setdefault(coarse, set()).update(range(max(place - MARGIN, 0), min(place + MARGIN, 65534) + 1))
+    if len(bins) != sum(sink.kind in _COARSE for sink in first.sinks):
+        return None
+    found: list[Aim] = []
+    for coarse, places in bins.items():
+        runs: list[Aim] = []
+        for place in sorted(places):
+            if runs and runs[-1].low + runs[-1].width == place:
+                runs[-1] = Aim(coarse, runs[-1].low, runs[-1].width + 1)
+            else:
+                runs.append(Aim(coarse, place, 1))
+        if len(runs) > _MOST:
+            return None
+        found += runs
+    return found
+
+
+def windowed(first: Graph, aims: Sequence[Aim]) -> Graph:
+    """The first round's graph, with windows in place of the coarse counts; sinks: those that stay, then the windows."""
+    graph = Graph(list(first.nodes), list(first.numbers), list(first.integers), [], list(first.draws))
+    graph.sinks += [sink for sink in first.sinks if sink.kind not in _COARSE]
+    for a in aims:
+        sink = first.sinks[a.sink]
+        graph.integers += [a.low, a.width]
+        graph.sinks.append(Sink(_COARSE[sink.kind][1], sink.args, len(graph.integers) - 2))
+    return graph
+
+
+def _lumped(total: int, aims: Sequence[tuple[Aim, Window]], bins: int) -> tuple[Counts, set[int]]:
+    """Coarse counts that are exact inside the windows, and the bins they are exact in; the rest lies in lumps."""
+    counts = torch.zeros(bins, dtype=torch.int64)
+    exact: set[int] = set()
+    above = 0
+    for a, window in sorted(aims, key=lambda pair: -pair[0].low):
+        inside = window.counts.bins.view(a.width, -1).sum(dim=1)
+        counts[a.low : a.low + a.width] = inside
+        counts[a.low + a.width] += window.above - above
+        exact.update(range(a.low, a.low + a.width))
+        above = window.above + int(inside.sum())
+    lowest = min(a.low for a, _ in aims)
+    if lowest:
+        counts[lowest - 1] += total - above
+    return Counts(counts), exact
+
+
+def hit(
+    first: tuple[Graph, Any],
+    aims: Sequence[Aim],
+    results: Sequence[Any],
+    total: int,
+    second: Callable[[Any], tuple[Graph, Any]],
+) -> tuple[Any, Any] | None:
+    """Turn what the one pass counted into the totals of both rounds; None where a rank lies outside the windows.
+
+    Args:
+        first: graph and tree of the first round.
+        aims: the windows.
+        results: what the sinks of the windowed graph hold.
+        total: number of elements.
+        second: traces the second round, given the totals of the first.
+    """
+    graph, tree = first
+    others = [index for index, sink in enumerate(graph.sinks) if sink.kind not in _COARSE]
+    windows = list(zip(aims, results[len(others) :], strict=True))
+    values: dict[int, Any] = dict(zip(others, results, strict=False))
+    exact: dict[int, set[int]] = {}
+    for index, sink in enumerate(graph.sinks):
+        if sink.kind in _COARSE:
+            own = [(a, w) for a, w in windows if a.sink == index]
+            values[index], exact[index] = _lumped(total, own, 1 << 16)
+    coarse = fill(tree, lambda pending: values[pending.index])
+    try:
+        following, finer = second(coarse)
+    except Untraceable:
+        return None
+    wanted = _wanted(graph, following)
+    if wanted is None or any(place not in exact[index] for _, index, place in wanted):
+        return None
+    fine: dict[int, Counts] = {}
+    for sink, index, place in wanted:
+        a, window = next((a, w) for a, w in windows if a.sink == index and a.low <= place < a.low + a.width)
+        fine[sink] = Counts(window.counts.bins.view(a.width, -1)[place - a.low].clone())
+
+    def filled(pending: Pending) -> Counts:
+        return fine[pending.index]
+
+    return coarse, fill(finer, filled)
