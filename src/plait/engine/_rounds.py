@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ import torch
 from plait.engine._evaluate import Evaluator
 from plait.engine._fusion import read_as
 from plait.engine._plan import Job
-from plait.engine._speculate import Aim, aim, hit, windowed
-from plait.kernels import Bound, Graph, Totals, Untraceable
+from plait.engine._speculate import Aim, aim, enlarged, hit, windowed
+from plait.kernels import Bound, Graph, Totals, Untraceable, fill
 from plait.tensors.sums import Each
 
 __all__ = ["two_rounds"]
@@ -38,6 +39,8 @@ class _Rounds:
         self.step = step
         self.total = sum(job.entry.numel for job in jobs)
         self._bound: dict[Any, Bound] = {}
+        sizes = accumulate((job.entry.numel for job in jobs), initial=0)
+        self._offsets = dict(zip((job.name for job in jobs), sizes, strict=False))
 
     def trace(self, job: Job, known: Sequence[Any]) -> tuple[Graph, Any]:
         """Graph and tree of a job's survey, given the totals of the rounds before."""
@@ -50,31 +53,34 @@ class _Rounds:
         graph, tree, asked = self.evaluator.fusion.follow(
             job, lambda job, group: self.evaluator.surveyed(job, group, facts, self.step)
         )
-        if asked:
+        if asked and len(self.jobs) > 1:
             raise Untraceable("a survey of its own for each tensor")
         return graph, tree
 
     def sample(self, jobs: Sequence[Job]) -> Any:
         """Count a share of the elements as the first round does."""
         total: Any = None
-        stride = _CHUNK * max(1, min(_SHARE, self.total // _ENOUGH))
-        for index, job in enumerate(jobs):
+        for job in jobs:
             bound = self.evaluator.kernel(job, self.step, self.evaluator.facts_before(job, self.step))
             if bound is None:
                 raise _NotHereError
-            size = job.entry.numel
-            if size >= stride:
-                ranges = [(start, min(start + _CHUNK, size)) for start in range(0, size, stride)]
-            else:
-                ranges = [(0, size)] if index % (stride // _CHUNK) == 0 else []
+            ranges = self._picked(job)
             if ranges:
                 if not self.evaluator.proven(bound, job, self.step):
                     raise _NotHereError
                 totals = Totals(bound)
                 self.evaluator.collect(bound, job, totals, ranges, note=False)
-                part = totals.fill(bound.tree)
+                sampled = sum(stop - start for start, stop in ranges)
+                part = Each((*totals.results(), sampled))
                 total = part if total is None else total + part
         return total
+
+    def _picked(self, job: Job) -> list[tuple[int, int]]:
+        """The chunks of a job that are sampled: at even distances over all jobs in a row, so that none counts twice."""
+        stride = _CHUNK * max(1, min(_SHARE, self.total // _ENOUGH))
+        before, size = self._offsets[job.name], job.entry.numel
+        first = -before % stride
+        return [(start, min(start + _CHUNK, size)) for start in range(first, size, stride)]
 
     def count(self, jobs: Sequence[Job], aims: Sequence[Aim], done: Callable[[Job], None]) -> Each:
         """Count inside the windows."""
@@ -113,7 +119,12 @@ class _Rounds:
             guess: Any = None
             for part in spread(self.jobs, self.sample):
                 guess = part if guess is None else guess if part is None else guess + part
-            aims = aim(first[0], self.trace(lead, (guess,))[0])
+            if guess is None:
+                return None
+            *sampled, size = guess.items
+            whole = [enlarged(item, size, self.total) for item in sampled]
+            about = fill(first[1], lambda pending: whole[pending.index])
+            aims = aim(first[0], self.trace(lead, (about,))[0], whole)
             if aims is None:
                 return None
             found: Any = None

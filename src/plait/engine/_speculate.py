@@ -17,10 +17,10 @@ import torch
 from plait.kernels import Graph, Pending, Sink, Untraceable, Window, fill
 from plait.tensors.selection import Counts
 
-__all__ = ["MARGIN", "Aim", "aim", "hit", "windowed"]
+__all__ = ["Aim", "aim", "enlarged", "hit", "windowed"]
 
-#: bins on either side of the one that the sample points to
-MARGIN = 1
+#: share of a sample by which its ranks may be off, and bins beyond which no window reaches
+_SLACK, _REACH = 0.002, 6
 _COARSE = {"count_coarse": ("count_fine", "window_magnitudes"), "count_upper": ("count_lower", "window_numbers")}
 _MOST = 4  # windows for one vector
 
@@ -63,14 +63,46 @@ def _wanted(first: Graph, second: Graph) -> list[tuple[int, int, int]] | None:
     return found
 
 
-def aim(first: Graph, second: Graph) -> list[Aim] | None:
-    """Where to count, from the graphs of the two rounds, the second with what a sample says; None if that cannot be."""
+def _around(counts: Counts, place: int) -> range:
+    """Bins around one that hold, on either side, more of a sample than chance can shift a rank by."""
+    bins = counts.bins
+    slack = _SLACK * float(bins.sum())
+    low = high = place
+    below = above = 0.0
+    while low > 0 and place - low < _REACH and (below < slack or place - low < 1):
+        low -= 1
+        below += float(bins[low])
+    while high < 65534 and high - place < _REACH and (above < slack or high - place < 1):
+        high += 1
+        above += float(bins[high])
+    return range(low, min(high, 65534) + 1)
+
+
+def enlarged(summary: Any, sampled: int, total: int) -> Any:
+    """What a sample's counts would be over everything: whole numbers, of which a rank can be asked."""
+    if isinstance(summary, int):
+        return summary * total // sampled
+    if not isinstance(summary, Counts):
+        return summary
+    bins = summary.bins * total // sampled
+    bins[int(bins.argmax())] += total - int(bins.sum())
+    return Counts(bins)
+
+
+def aim(first: Graph, second: Graph, guess: Sequence[Any]) -> list[Aim] | None:
+    """Where to count; None if that cannot be.
+
+    Args:
+        first: graph of the first round.
+        second: graph of the second, given what a sample says.
+        guess: what the first round's sinks hold for the sample.
+    """
     wanted = _wanted(first, second)
     if not wanted:
         return None
     bins: dict[int, set[int]] = {}
     for _, coarse, place in wanted:
-        bins.setdefault(coarse, set()).update(range(max(place - MARGIN, 0), min(place + MARGIN, 65534) + 1))
+        bins.setdefault(coarse, set()).update(_around(guess[coarse], place))
     if len(bins) != sum(sink.kind in _COARSE for sink in first.sinks):
         return None
     found: list[Aim] = []
