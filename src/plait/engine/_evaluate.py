@@ -17,7 +17,7 @@ from plait.engine._fusion import Fusion, read_as, same_summary
 from plait.engine._hashes import InputHashes, bytes_of
 from plait.engine._plan import Job, Plan
 from plait.errors import NonFiniteError
-from plait.kernels import Bound, Totals
+from plait.kernels import Bound, Tally, Totals
 from plait.methods import Combiner, Group, Modifier, Sparsifier
 from plait.tensors.randomness import Draws
 from plait.tensors.spectral import SVD, svd
@@ -162,32 +162,28 @@ class Evaluator:
         """Whether the whole chain is applied to a tensor."""
         return len(job.methods) == len(self.plan.chain.steps) and not job.origin
 
-    def survey(self, jobs: Sequence[Job], step: int, done: Callable[[Job], None] | None = None) -> Any:
-        """Add up what some jobs contribute to the present round of a model-wide survey."""
+    def survey(self, jobs: Sequence[Job], step: int, tally: Tally, done: Callable[[Job], None] | None = None) -> Any:
+        """Add up what some jobs contribute to the present round of a model-wide survey.
+
+        What kernels count goes to `tally`, the rest is returned.
+        """
         total: Any = None
-        kept: dict[int, tuple[Bound, Totals]] = {}
         for job in jobs:
             if self.chained(job):
-                part = self._total(job, step, self.facts_before(job, step), kept)
+                part = self._total(job, step, self.facts_before(job, step), tally)
                 total = part if total is None else total if part is None else total + part
             if done is not None:
                 done(job)
-        for bound, totals in kept.values():
-            part = totals.fill(bound.tree)
-            total = part if total is None else total + part
         return total
 
-    def _total(
-        self, job: Job, step: int, facts: dict[int, list[Any]], kept: dict[int, tuple[Bound, Totals]] | None = None
-    ) -> Any:
-        """Survey one job; what a kernel adds up for many jobs alike stays in `kept`."""
+    def _total(self, job: Job, step: int, facts: dict[int, list[Any]], tally: Tally | None = None) -> Any:
+        """Survey one job; what a kernel adds up for many jobs alike stays in the tally."""
         bound = self.kernel(job, step, facts)
-        if bound is None:
+        if bound is None or not self.proven(bound, job, step, facts):
             return self._in_blocks(job, step, facts, self.ranges(job))
-        _, totals = (kept if kept is not None else {}).setdefault(id(bound), (bound, Totals(bound)))
-        if not self._fused_survey(bound, job, totals, step, facts):
-            return self._in_blocks(job, step, facts, self.ranges(job))
-        return totals.fill(bound.tree) if kept is None else None
+        totals = Totals(bound) if tally is None else tally.of(bound)
+        self.collect(bound, job, totals, self.ranges(job))
+        return totals.fill(bound.tree) if tally is None else None
 
     def _in_blocks(self, job: Job, step: int, facts: dict[int, list[Any]], ranges: Sequence[tuple[int, int]]) -> Any:
         total: Any = None
@@ -216,14 +212,6 @@ class Evaluator:
         own = any(index not in self.facts for index in facts)
         bound = self.fusion.find(job, step, facts, own, run)
         return None if bound is None or bound.kernel.proven is False else bound
-
-    def _fused_survey(self, bound: Bound, job: Job, totals: Totals, step: int, facts: dict[int, list[Any]]) -> bool:
-        """Run a survey's kernel over a whole job; tell whether its result may be used."""
-        assert self.fusion is not None
-        if not self.proven(bound, job, step, facts):
-            return False
-        self.collect(bound, job, totals, self.ranges(job))
-        return True
 
     def proven(self, bound: Bound, job: Job, step: int, facts: dict[int, list[Any]] | None = None) -> bool:
         """Compare a survey's kernel with torch on the first block, once."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from plait.engine._rounds import Spread, two_rounds
 from plait.engine._scheduler import Bundle, bundles, check_memory, each, pool
 from plait.engine._timings import Timings
 from plait.errors import DiskSpaceError, OutputError, PlaitError
+from plait.kernels import Tally
 from plait.tensors.spectral import svd
 
 #: parameters, or tensors, from which loops are compiled
@@ -113,17 +116,21 @@ class _Run:
                             assert store is not None
                             store.keep(index, step, number + offset, part)
                         continue
-                total: Any = None
-
-                def work(bundle: Bundle, evaluator: Evaluator = evaluator, step: int = step) -> Any:
-                    return evaluator.survey(bundle.jobs, step, self._surveyed)
-
-                for part in each(workers, bundles(jobs, self.block), work, self.options, self.stop):
-                    if part is not None:
-                        total = part if total is None else total + part
+                total = self._round(workers, evaluator, jobs, step)
                 evaluator.facts.setdefault(step, []).append(total)
                 if store is not None:
                     store.keep(index, step, number, total)
+
+    def _round(self, workers: ThreadPoolExecutor, evaluator: Evaluator, jobs: Sequence[Job], step: int) -> Any:
+        """The totals of one round over all jobs."""
+        tally = Tally()
+
+        def work(jobs: Sequence[Job]) -> Any:
+            return evaluator.survey(jobs, step, tally, self._surveyed)
+
+        parts = [part for part in self._spreading(workers)(jobs, work) if part is not None]
+        parts += [totals.fill(bound.tree) for bound, totals in tally.parts()]
+        return reduce(operator.add, parts) if parts else None
 
     def _spreading(self, workers: ThreadPoolExecutor) -> Spread:
         def spread(jobs: Sequence[Job], work: Callable[[Sequence[Job]], Any]) -> Iterator[Any]:

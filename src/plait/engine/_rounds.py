@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Iterable, Sequence
+from functools import reduce
 from itertools import accumulate
 from typing import Any
 
@@ -12,7 +14,7 @@ from plait.engine._evaluate import Evaluator
 from plait.engine._fusion import read_as
 from plait.engine._plan import Job
 from plait.engine._speculate import Aim, aim, enlarged, hit, windowed
-from plait.kernels import Bound, Graph, Totals, Untraceable, fill
+from plait.kernels import Bound, Graph, Tally, Untraceable, fill
 from plait.tensors.sums import Each
 
 __all__ = ["two_rounds"]
@@ -57,9 +59,9 @@ class _Rounds:
             raise Untraceable("a survey of its own for each tensor")
         return graph, tree
 
-    def sample(self, jobs: Sequence[Job]) -> Any:
-        """Count a share of the elements as the first round does."""
-        total: Any = None
+    def sample(self, jobs: Sequence[Job], tally: Tally) -> int:
+        """Count a share of the elements as the first round does; return how many."""
+        counted = 0
         for job in jobs:
             bound = self.evaluator.kernel(job, self.step, self.evaluator.facts_before(job, self.step))
             if bound is None:
@@ -68,12 +70,9 @@ class _Rounds:
             if ranges:
                 if not self.evaluator.proven(bound, job, self.step):
                     raise _NotHereError
-                totals = Totals(bound)
-                self.evaluator.collect(bound, job, totals, ranges, note=False)
-                sampled = sum(stop - start for start, stop in ranges)
-                part = Each((*totals.results(), sampled))
-                total = part if total is None else total + part
-        return total
+                self.evaluator.collect(bound, job, tally.of(bound), ranges, note=False)
+                counted += sum(stop - start for start, stop in ranges)
+        return counted
 
     def _picked(self, job: Job) -> list[tuple[int, int]]:
         """The chunks of a job that are sampled: at even distances over all jobs in a row, so that none counts twice."""
@@ -82,19 +81,12 @@ class _Rounds:
         first = -before % stride
         return [(start, min(start + _CHUNK, size)) for start in range(first, size, stride)]
 
-    def count(self, jobs: Sequence[Job], aims: Sequence[Aim], done: Callable[[Job], None]) -> Each:
+    def count(self, jobs: Sequence[Job], aims: Sequence[Aim], tally: Tally, done: Callable[[Job], None]) -> None:
         """Count inside the windows."""
-        kept: dict[int, tuple[Bound, Totals]] = {}
         for job in jobs:
             bound = self._windows(job, aims)
-            _, totals = kept.setdefault(id(bound), (bound, Totals(bound)))
-            self.evaluator.collect(bound, job, totals, self.evaluator.ranges(job))
+            self.evaluator.collect(bound, job, tally.of(bound), self.evaluator.ranges(job))
             done(job)
-        parts = [Each(tuple(totals.results())) for _, totals in kept.values()]
-        total = parts[0]
-        for part in parts[1:]:
-            total += part
-        return total
 
     def _windows(self, job: Job, aims: Sequence[Aim]) -> Bound:
         assert self.evaluator.fusion is not None
@@ -116,20 +108,20 @@ class _Rounds:
             first = self.trace(lead, ())
             if not any(sink.kind in ("count_coarse", "count_upper") for sink in first[0].sinks):
                 return None
-            guess: Any = None
-            for part in spread(self.jobs, self.sample):
-                guess = part if guess is None else guess if part is None else guess + part
-            if guess is None:
+            tally = Tally()
+            size = sum(spread(self.jobs, lambda jobs: self.sample(jobs, tally)))
+            if not size:
                 return None
-            *sampled, size = guess.items
-            whole = [enlarged(item, size, self.total) for item in sampled]
+            sampled = reduce(operator.add, [Each(tuple(totals.results())) for _, totals in tally.parts()])
+            whole = [enlarged(item, size, self.total) for item in sampled.items]
             about = fill(first[1], lambda pending: whole[pending.index])
             aims = aim(first[0], self.trace(lead, (about,))[0], whole)
             if aims is None:
                 return None
-            found: Any = None
-            for part in spread(self.jobs, lambda jobs: self.count(jobs, aims, done)):
-                found = part if found is None else found + part
+            tally = Tally()
+            for _ in spread(self.jobs, lambda jobs: self.count(jobs, aims, tally, done)):
+                pass
+            found = reduce(operator.add, [Each(tuple(totals.results())) for _, totals in tally.parts()])
             return hit(first, aims, found.items, self.total, lambda coarse: self.trace(lead, (coarse,)))
         except (Untraceable, _NotHereError):
             return None

@@ -8,7 +8,7 @@ checks and rounds in registers. Where there is no compiler, or the function is n
 from plait.kernels._build import build, compiler
 from plait.kernels._emit import FLAG_INPUT, FLAG_RESULT, INPUTS, source_of
 from plait.kernels._graph import Graph, Sink, Untraceable
-from plait.kernels._kernel import Bound, Kernel, Totals, Window, fill
+from plait.kernels._kernel import Bound, Kernel, Tally, Totals, Window, fill
 from plait.kernels._trace import Pending, Traced
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Kernel",
     "Pending",
     "Sink",
+    "Tally",
     "Totals",
     "Traced",
     "Untraceable",

@@ -239,7 +239,7 @@ def _collect(number: int, kind: str, args: tuple[int, ...]) -> list[str]:
         ]
     if kind in WINDOWS:
         return [
-            "        { uint32_t x[TILE], found[TILE + 16]; int64_t more = 0;",
+            "        { uint32_t x[TILE], found[TILE + 16], more = 0;",
             f"          for (int64_t i = 0; i < m; i++) x[i] = {_key(kind, tile)};",
             f"          const uint32_t top = l{number} + (w{number} - 1);",
             "          for (int64_t i = 0; i < m; i++) more += x[i] > top;",

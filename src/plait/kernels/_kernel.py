@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ from plait.kernels._trace import Pending
 from plait.tensors.selection import Counts
 from plait.tensors.sums import SEGMENT, ExactSum
 
-__all__ = ["Bound", "Kernel", "Totals", "Window", "fill"]
+__all__ = ["Bound", "Kernel", "Tally", "Totals", "Window", "fill"]
 
 _BATCH = 1 << 30  # elements after which 32-bit counts are moved on
 
@@ -134,6 +135,24 @@ class Totals:
     def fill(self, tree: Any) -> Any:
         """Put the summaries in the places where a traced survey left them open."""
         return fill(tree, lambda pending: self.result(pending.index))
+
+
+class Tally:
+    """Totals of many jobs, one set for each thread and each kernel."""
+
+    def __init__(self) -> None:
+        self._held: dict[tuple[int, int], tuple[Bound, Totals]] = {}
+
+    def of(self, bound: Bound) -> Totals:
+        """Where this thread adds up what a kernel finds."""
+        key = (threading.get_ident(), id(bound))
+        if key not in self._held:
+            self._held[key] = (bound, Totals(bound))
+        return self._held[key][1]
+
+    def parts(self) -> list[tuple[Bound, Totals]]:
+        """Everything added up so far, once no thread is at work."""
+        return list(self._held.values())
 
 
 def fill(tree: Any, value: Callable[[Pending], Any]) -> Any:
