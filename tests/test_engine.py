@@ -355,14 +355,16 @@ def test_surveys_are_not_repeated_after_a_kill(tmp_path: Path, monkeypatch: pyte
 
     counted: list[int] = []
     survey = Evaluator.survey
-    monkeypatch.setattr(Evaluator, "survey", lambda self, job, step: (counted.append(step), survey(self, job, step))[1])
+    monkeypatch.setattr(
+        Evaluator, "survey", lambda self, jobs, step, *more: (counted.append(step), survey(self, jobs, step, *more))[1]
+    )
     for method in ("ties", "pcb", "frank", "ram_plus", "opcm", [{"lines": {}}]):
         experts_ = dict(list(names["experts"].items())[: 2 if method == "frank" else 3])
         recipe = {"method": ["task_arithmetic", *method] if isinstance(method, list) else method, **names}
         plan = compile_recipe({**recipe, "experts": experts_})
         plait.merge(plan, tmp_path / "wanted", overwrite=True)
         with monkeypatch.context() as patch:
-            patch.setattr(Evaluator, "block", stop)
+            patch.setattr(Evaluator, "computing", stop)
             with pytest.raises(Stop):
                 plait.merge(plan, tmp_path / "out", overwrite=True)
         counted.clear()
@@ -446,7 +448,7 @@ def test_what_another_recipe_left_is_gone_before_this_one_begins(
 
     recipe, out = _merged(tmp_path)
     with monkeypatch.context() as patch, pytest.raises(Stop):
-        patch.setattr(Evaluator, "block", stop)
+        patch.setattr(Evaluator, "computing", stop)
         plait.merge(recipe, out)
     work = tmp_path / ".out.plait-work"
     assert list(work.glob("facts-*"))

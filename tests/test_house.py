@@ -17,9 +17,10 @@ ROOMS: dict[str, set[str]] = {
     "architectures": set(),
     "checkpoints": {"architectures"},
     "tensors": set(),
+    "kernels": {"tensors"},
     "methods": {"tensors"},
     "recipes": {"methods", "architectures"},
-    "engine": {"recipes", "methods", "tensors", "checkpoints", "architectures"},
+    "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
     "tuning": {"engine", "methods"},
     "reports": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }

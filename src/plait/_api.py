@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor
 
@@ -48,6 +48,7 @@ def merge(
     overwrite: bool = False,
     block: int = 1 << 18,
     factors: str | Path | None = None,
+    compile: Literal["auto", "always", "never"] = "auto",
     progress: Progress | None = None,
 ) -> Result:
     """Merge models into a new model folder.
@@ -65,6 +66,8 @@ def merge(
         block: elements per block of elementwise methods.
         factors: a folder in which the factorisations of spectral methods are kept, by the content of their matrices,
             for later runs and sweeps; it grows to about twice the size of the deltas in float32.
+        compile: whether elementwise methods run as loops made by the system's C compiler, with the same bits: "auto"
+            for models of 16 M parameters or 1,000 tensors and more, "always" or "never".
         progress: told about phases and bytes.
 
     Returns:
@@ -75,7 +78,7 @@ def merge(
     """
     compiled = recipe if isinstance(recipe, Plan) else compile_recipe(recipe)
     kept = Path(factors) if factors is not None else None
-    options = _options(memory, threads, device, overwrite=overwrite, block=block, factors=kept)
+    options = _options(memory, threads, device, overwrite=overwrite, block=block, factors=kept, compile=compile)
     return execute(compiled, Path(out), options, progress, describe_output)
 
 
@@ -91,6 +94,7 @@ def merge_state_dicts(
     threads: int | None = None,
     device: str = "cpu",
     block: int = 1 << 18,
+    compile: Literal["auto", "always", "never"] = "auto",
     recipe: Mapping[str, Any] | None = None,
     replay: Callable[[str, str], Tensor] | None = None,
     **parameters: Any,
@@ -108,6 +112,7 @@ def merge_state_dicts(
         threads: worker threads; all cores by default.
         device: where to compute.
         block: elements per block of elementwise methods.
+        compile: as in `merge`.
         recipe: further keys of a recipe (`copy`, `drop`, `allow_nonfinite`, …).
         replay: called with (tensor, expert) for the uniform numbers of a random method, to repeat another program's.
         **parameters: the method's parameters; a trailing underscore is dropped (`lambda_`). A mapping gives one
@@ -148,7 +153,7 @@ def merge_state_dicts(
         content["base"] = "memory:base"
         memories["memory:base"] = base
     compiled = compile_recipe(content, state_dicts=memories)
-    return execute_in_memory(compiled, _options(memory, threads, device, block=block, replay=replay))
+    return execute_in_memory(compiled, _options(memory, threads, device, block=block, compile=compile, replay=replay))
 
 
 def greedy_soup(

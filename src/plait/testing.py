@@ -170,6 +170,22 @@ def law_shards_are_invisible(cls: type[Method]) -> None:
     _equal(merged, wanted, f"{cls.name} through files in shards")
 
 
+def law_compiled_is_torch(cls: type[Method]) -> None:
+    """Loops that are compiled from the method's function give the bits that torch gives, for every stored dtype.
+
+    Without a C compiler both run in torch.
+    """
+    base, experts = sample_models(_count(cls))
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        stored = [{name: tensor.to(dtype) for name, tensor in state.items()} for state in (base, *experts)]
+        plain = _merge(cls, stored[0], stored[1:], compile="never", seed=3)
+        compiled = _merge(cls, stored[0], stored[1:], compile="always", seed=3)
+        for name, wanted in plain.items():
+            assert torch.equal(compiled[name].reshape(-1).view(torch.uint8), wanted.reshape(-1).view(torch.uint8)), (
+                f"{cls.name}: {name} in {dtype} differs between the compiled loop and torch"
+            )
+
+
 def law_bf16_is_rounded_once(cls: type[Method]) -> None:
     """bfloat16 inputs give the float32 answer, rounded once."""
     base, experts = sample_models(_count(cls))
@@ -212,6 +228,7 @@ def laws(cls: type[Method]) -> list[Callable[[type[Method]], None]]:
         law_no_change_is_no_change,
         law_blocks_and_threads_are_invisible,
         law_shards_are_invisible,
+        law_compiled_is_torch,
         law_bf16_is_rounded_once,
         law_nan_is_reported,
         law_seeds_decide,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,6 +28,10 @@ def register(app: typer.Typer) -> None:
             Path | None,
             typer.Option(help="Keep factorisations of spectral methods in this folder for later runs and sweeps."),
         ] = None,
+        compile: Annotated[
+            str,
+            typer.Option(help="Compile elementwise methods into one loop: auto (large models), always, never."),
+        ] = "auto",
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")] = False,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     ) -> None:
@@ -56,6 +61,7 @@ def register(app: typer.Typer) -> None:
             "device": device,
             "overwrite": overwrite,
             "factors": factors,
+            "compile": compile,
         }
         with Display(quiet) as display:
             for note in plan.notes:
@@ -70,4 +76,15 @@ def register(app: typer.Typer) -> None:
         if not quiet:
             resumed = f", {result.resumed} of them from an earlier run" if result.resumed else ""
             size = f"{plan.parameters:,} parameters, {plan.layout.nbytes / 1e6:,.1f} MB"
+            typer.echo(f"{_path_taken(result.path)}", err=True)
             typer.echo(f"{output}: {len(plan.jobs)} tensors{resumed}, {size}")
+
+
+def _path_taken(path: Mapping[str, Any]) -> str:
+    """One line: how elementwise steps were computed."""
+    kernels, compiled = path.get("kernels", 0), path.get("compiled", 0)
+    if not kernels:
+        reasons = ", ".join(path.get("blocks", {})) or "small model, whole matrices, or copies"
+        return f"computed by torch, in blocks ({reasons})"
+    others = f"; in blocks: {', '.join(path['blocks'])}" if path.get("blocks") else ""
+    return f"computed by {kernels} compiled loops ({compiled} of them compiled now){others}"

@@ -296,11 +296,15 @@ def _fill(plan: Plan, output: GrowingOutput, run: _Run, progress: Progress, timi
         progress.note(f"continuing: {resumed} of {len(plan.jobs)} tensors were finished by an earlier run")
     todo = [job for job in plan.jobs if job.name not in digests]
 
-    def merged(job: Job) -> str:
-        return run.merge(job, lambda start, values: output.write(job.name, start, values))
+    lock = threading.Lock()
 
-    def work(bundle: Bundle) -> list[tuple[Job, str]]:
-        return [(job, merged(job)) for job in bundle.jobs]
+    def work(bundle: Bundle) -> None:
+        for job in bundle.jobs:
+            digest = run.merge(job, lambda start, values, name=job.name: output.write(name, start, values))
+            inputs = [run.hashes.get(leaf) for leaf in run.leaves(job)]
+            with lock:
+                digests[job.name] = digest
+                output.journal.finish(job.name, digest, {str(i): value for i, value in enumerate(inputs)})
 
     with pool(run.options.threads) as workers:
         if todo:
@@ -308,11 +312,8 @@ def _fill(plan: Plan, output: GrowingOutput, run: _Run, progress: Progress, timi
                 run.survey(workers, FactStore(output.work))
             progress.phase("merging", sum(s.nbytes for job in todo for s in job.sources))
         with timings.phase("merge"):
-            for done in each(workers, bundles(todo, run.block), work, run.options, run.stop):
-                for job, digest in done:
-                    digests[job.name] = digest
-                    inputs = [run.hashes.get(leaf) for leaf in run.leaves(job)]
-                    output.journal.finish(job.name, digest, {str(i): value for i, value in enumerate(inputs)})
+            for _ in each(workers, bundles(todo, run.block), work, run.options, run.stop):
+                pass
     return Result(digests, run.input_digests(), resumed)
 
 

@@ -33,12 +33,10 @@ _INFIX |= {"ge": ">=", "and": "&", "or": "|"}
 _FORMS = {
     "abs": "fabsf({0})",
     "neg": "-{0}",
-    "sqrt": "sqrtf({0})",
     "reciprocal": "1.0f / {0}",
     "sign": "{0} > 0.0f ? 1.0f : {0} < 0.0f ? -1.0f : 0.0f",
     "square": "{0} * {0}",
     "fma": "__builtin_fmaf({0}, {1}, {2})",
-    "addcmul": "{0} + {1} * {2}",
     "where": "{0} ? {1} : {2}",
     "maximum": "{0} > {1} ? {0} : {1}",
     "minimum": "{0} < {1} ? {0} : {1}",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from plait.kernels._graph import Graph, Untraceable
+from plait.tensors.summaries import Deferred
 
 __all__ = ["Pending", "Traced"]
 
@@ -40,7 +41,7 @@ _SPELLINGS = {
     "not_equal": "ne",
     "eq": "eq",
 }
-_UNARY = {"abs": "abs", "neg": "neg", "sqrt": "sqrt", "reciprocal": "reciprocal", "sign": "sign", "square": "square"}
+_UNARY = {"abs": "abs", "neg": "neg", "reciprocal": "reciprocal", "sign": "sign", "square": "square"}
 _BINARY = {"mul": "mul", "maximum": "maximum", "minimum": "minimum"}
 _COMPARE = {"eq", "ne", "lt", "le", "gt", "ge"}
 _LOGICAL = {"logical_and": "and", "bitwise_and": "and", "logical_or": "or", "bitwise_or": "or"}
@@ -48,7 +49,7 @@ _FLOAT, _BOOL, _INT = torch.float32, torch.bool, torch.int32
 
 
 @dataclass(frozen=True)
-class Pending:
+class Pending(Deferred):
     """A summary that the kernel will fill in: the place of its sink."""
 
     index: int
@@ -236,7 +237,7 @@ class _Call:
         if self.kwargs.get("value", 1) != 1:
             raise Untraceable("addcmul with a value")
         a, b, c = (self._operand(v, _FLOAT) for v in self.args)
-        return self.graph.add("addcmul", (a, b, c), _FLOAT)
+        return self.graph.add("fma", (b, c, a), _FLOAT)
 
     def _on_div(self) -> int:
         first, second = self.args

@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["ByKey", "deferrable"]
+__all__ = ["ByKey", "Deferred", "deferrable"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+class Deferred:
+    """Stands for a summary that is not known yet."""
 
 
 def deferrable(function: _Function) -> _Function:

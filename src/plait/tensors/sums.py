@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from plait.tensors.summaries import deferrable
+from plait.tensors.summaries import Deferred, deferrable
 
 __all__ = ["LANES", "SEGMENT", "Each", "ExactSum", "count", "dot", "norm1", "norm2_squared", "segment_sums"]
 
@@ -102,11 +102,11 @@ def count(mask: Bool[Tensor, "..."]) -> int:
     return int(mask.sum())
 
 
-def norm2_squared(values: Float[Tensor, "..."]) -> ExactSum:
+def norm2_squared(values: Float[Tensor, "..."]) -> ExactSum | Deferred:
     """‖x‖₂² over all elements."""
     return dot(values, values)
 
 
-def norm1(values: Float[Tensor, "..."]) -> ExactSum:
+def norm1(values: Float[Tensor, "..."]) -> ExactSum | Deferred:
     """‖x‖₁ over all elements."""
     return segment_sums(values.abs())
