@@ -23,7 +23,7 @@ from plait.engine._options import Options, Progress, Silent
 from plait.engine._output import GrowingOutput, check_target
 from plait.engine._plan import Job, Plan
 from plait.engine._scheduler import check_memory, each, pool
-from plait.errors import DiskSpaceError, OutputError, PlaitError
+from plait.errors import DiskSpaceError, OutputError, PlaitError, ReadError
 from plait.tensors.spectral import svd
 
 __all__ = ["Result", "execute", "execute_in_memory"]
@@ -197,6 +197,7 @@ def execute(
     Raises:
         OutputError, DiskSpaceError, MemoryBudgetError: before anything is written.
         NonFiniteError, CheckpointError: on reading; nothing is left behind.
+        ReadError: if the system cannot read a file now; what is finished is kept.
     """
     options = options or Options()
     progress = progress or Silent()
@@ -207,6 +208,8 @@ def execute(
     output = GrowingOutput(out, plan.layout, plan.fingerprint(options.device), options.overwrite)
     try:
         result = _fill(plan, output, run, progress)
+        for checkpoint in plan.inputs.values():
+            checkpoint.check_unchanged()
         files: dict[str, bytes] = {}
         index = plan.layout.index()
         if index is not None:
@@ -214,7 +217,7 @@ def execute(
         if describe is not None:
             files |= describe(plan, result)
         output.finish(files)
-    except (DiskSpaceError, OutputError):
+    except (DiskSpaceError, OutputError, ReadError):
         output.abandon(keep=True)
         raise
     except PlaitError:
