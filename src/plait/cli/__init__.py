@@ -6,6 +6,7 @@ import sys
 
 import typer
 
+from plait.cli._signals import listening
 from plait.errors import PlaitError
 
 __all__ = ["app", "main"]
@@ -47,7 +48,8 @@ _register()
 def main() -> None:
     """Run the program; errors are one message on standard error and an exit code, never a traceback."""
     try:
-        app()
+        with listening():
+            app()
     except PlaitError as error:
         _say(str(error))
         sys.exit(error.exit_code)
@@ -55,6 +57,9 @@ def main() -> None:
         _say("interrupted.")
         sys.exit(130)
     except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:  # what nobody has foreseen: still one message with the name of the file
+        _say(f"{error.filename}: {error.strerror}." if error.filename else f"{error}.")
         sys.exit(1)
 
 

@@ -38,7 +38,8 @@ def register(app: typer.Typer) -> None:
         from plait._api import plan as compile_plan
         from plait.cli._plan_table import print_plan
         from plait.cli._progress import Display
-        from plait.errors import InterruptedRunError, RecipeError
+        from plait.cli._signals import stoppable
+        from plait.errors import RecipeError
 
         if output is None and not dry_run:
             raise RecipeError("say where the merged model should go: plait merge RECIPE -o FOLDER (or --dry-run).")
@@ -57,12 +58,8 @@ def register(app: typer.Typer) -> None:
         with Display(quiet) as display:
             for note in plan.notes:
                 display.note(f"note: {note}")
-            try:
+            with stoppable():
                 result = run(plan, output, progress=display, **options)
-            except KeyboardInterrupt:
-                raise InterruptedRunError(
-                    "interrupted. What is finished is kept: run the same command again to continue."
-                ) from None
         if not quiet:
             resumed = f", {result.resumed} of them from an earlier run" if result.resumed else ""
             size = f"{plan.parameters:,} parameters, {plan.layout.nbytes / 1e6:,.1f} MB"

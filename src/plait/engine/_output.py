@@ -2,7 +2,7 @@
 
 Beside an output NAME stand, while it is made: `.NAME.plait-partial`, the folder that will be it; `.NAME.plait-work`,
 the journal and the survey totals; `.NAME.plait-lock`, held by the process that writes. All are gone in the end.
-While an output is replaced, the old one is `.NAME.plait-old-…` until the new one has its name, then `.NAME.plait-gone-…`.
+While an output is replaced, the old one is `.NAME.plait-old-…`, and `.NAME.plait-gone-…` once the new one stands.
 """
 
 from __future__ import annotations
@@ -72,13 +72,14 @@ def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
                 f"the output {out} and the input {source} are the same place or lie in one another; choose another "
                 "output."
             )
-    landed = _may_have_landed(out)
     if out.exists() or out.is_symlink():
-        if not overwrite and not landed:
+        if not overwrite:
+            if _may_have_landed(out):
+                return
             raise _exists(out)
         if not out.is_dir() or out.is_symlink():
             raise OutputError(f"the output {out} is not a folder; it will not be overwritten.")
-        known = landed or any(out.glob("*.safetensors")) or (out / "plait.json").exists() or not any(out.iterdir())
+        known = any(out.glob("*.safetensors")) or (out / "plait.json").exists() or not any(out.iterdir())
         if not known:
             raise OutputError(f"the output {out} is a folder without a model; it will not be overwritten.")
     parent = existing_parent(out)
@@ -86,8 +87,6 @@ def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
         raise OutputError(f"{parent} is a file; the output {out} cannot lie in it.")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"the folder {parent} cannot be written to.")
-    if landed and not overwrite:
-        return
     partial = partial_of(out)
     held = sum(p.stat().st_blocks * 512 for p in partial.glob("*.safetensors")) if partial.is_dir() else 0
     free = shutil.disk_usage(parent).free
@@ -157,6 +156,7 @@ class GrowingOutput:
         self._lock_path = _beside(out, "lock")
         self._files: dict[str, int] = {}
         self.landed = False  # an earlier run has put the output in place already
+        self._fresh = False  # nothing in the folder is an earlier run's
         self._durable = True
         with _explained(out):
             self.out.parent.mkdir(parents=True, exist_ok=True)
@@ -167,7 +167,7 @@ class GrowingOutput:
             try:
                 self._begin(fingerprint)
             except BaseException:
-                self.abandon(keep=self.landed or self.journal.resumed)
+                self.abandon(keep=not self._fresh)
                 raise
 
     def _begin(self, fingerprint: str) -> None:
@@ -182,6 +182,7 @@ class GrowingOutput:
             for folder in (self.work, self.partial):
                 shutil.rmtree(folder)
                 folder.mkdir()
+            self._fresh = True
         self.journal.start()
         for shard in self.layout.shards:
             path = self.partial / shard.name
@@ -337,7 +338,7 @@ class GrowingOutput:
             return
         self._close()
         with suppress(OSError):
-            _recover(self.out)
+            _put_back(self.out)
         if not (keep and self._durable):
             _remove_work(self.work)
             shutil.rmtree(self.partial, ignore_errors=True)
@@ -359,13 +360,18 @@ def _reserve(handle: int, size: int) -> None:
 
 def _recover(out: Path) -> None:
     """Put back an old output that a kill left between the two renames of an overwrite; remove what is left over."""
+    for path in _put_back(out):
+        if not partial_of(out).exists():  # else it is not this output's successor that stands in its place
+            _remove(path, out)
+    for path in out.parent.glob(f".{_literal(out.name)}.plait-gone-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_back(out: Path) -> list[Path]:
     left = sorted(out.parent.glob(f".{_literal(out.name)}.plait-old-*"))
     if left and not out.exists():
         left.pop().rename(out)
-    for path in left:
-        _remove(path, out)
-    for path in out.parent.glob(f".{_literal(out.name)}.plait-gone-*"):
-        shutil.rmtree(path, ignore_errors=True)
+    return left
 
 
 def _remove(old: Path, out: Path) -> None:
