@@ -138,7 +138,7 @@ def test_everything_is_stored_before_the_rename(place: Place) -> None:
     (place.home / "base" / "1_Pooling" / "config.json").write_text("{}")
     ending = place.run("ties")
     assert not ending.error, ending
-    calls = [tuple(call) for call in ending.calls]
+    calls = ending.calls
     rename = calls.index(("rename", str(place.partial)))
     assert ("rename", str(place.partial)) not in calls[rename + 1 :]
     everything = [place.out, *place.out.rglob("*")]

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,8 @@ class Fault:
         limit: bound on the size of a file, in bytes.
         read: from the call `at` on, reading of files under `under` gives this error, or "short" for an early end.
         under: see `read`.
-        swap: at the call `at`, move (from, to) and go on; to "" to remove.
+        swap: at the call `at`, move (from, to) and go on.
+        append: at the call `at`, add a byte to this file and go on.
         user: run as this user.
     """
 
@@ -55,7 +56,7 @@ class Ending:
     """How a child ended.
 
     Attributes:
-        killed: by SIGKILL.
+        killed: by SIGKILL, or by the timer.
         error: class of the error, empty if the merge was done.
         message: its message.
         exit_code: what the command line would return.
@@ -63,7 +64,7 @@ class Ending:
         calls: (name, file) of every call; an open file by its inode, "#123".
     """
 
-    killed: bool
+    killed: bool = False
     error: str = ""
     message: str = ""
     exit_code: int = 0
@@ -99,7 +100,8 @@ class Warm:
         print(json.dumps(listed), file=self.process.stdin, flush=True)
         answer = self.process.stdout.readline()
         assert answer, "the warm process died"
-        return [Ending(**found) for found in json.loads(answer)]
+        endings = [Ending(**found) for found in json.loads(answer)]
+        return [replace(e, calls=tuple((call, file) for call, file in e.calls)) for e in endings]
 
     def close(self) -> None:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -144,22 +146,15 @@ class _Counter:
             os.kill(os.getpid(), signal.SIGKILL)
 
     def _meddle(self) -> None:
-        import shutil
-
         for source, target in self.fault.swap:
-            if target:
-                _RENAME(source, target)
-            elif Path(source).is_dir():
-                shutil.rmtree(source)
-            else:
-                _UNLINK(source)
+            _RENAME(source, target)
         if self.fault.append:
             handle = os.open(self.fault.append, os.O_WRONLY | os.O_APPEND)
-            os.write(handle, b"\0")
+            _WRITE(handle, b"\0")
             os.close(handle)
 
 
-_RENAME, _UNLINK = os.rename, os.unlink
+_RENAME, _WRITE = os.rename, os.write
 
 
 def _place(place: Any) -> str:
@@ -229,6 +224,7 @@ def _child(task: dict[str, Any], answer: int) -> None:
 
     report = os.fdopen(answer, "w")
     fault = Fault(**task["fault"])
+    signal.alarm(100)  # whatever happens, the test ends
     if fault.delay:
         signal.setitimer(signal.ITIMER_REAL, fault.delay)
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -281,8 +277,12 @@ def _serve() -> None:
             with os.fdopen(receive) as stream:
                 text = stream.read()
             _, status = os.waitpid(pid, 0)
-            dead = os.WIFSIGNALED(status)
-            answers.append({"killed": True} if dead else {"killed": False, **json.loads(text)})
+            if os.WIFSIGNALED(status):
+                number = os.WTERMSIG(status)
+                timer = number == signal.SIGALRM and task["fault"]["delay"]
+                answers.append({"killed": True} if number == signal.SIGKILL or timer else {"error": f"signal {number}"})
+            else:
+                answers.append(json.loads(text))
         print(json.dumps(answers), flush=True)
 
 

@@ -249,10 +249,7 @@ class GrowingOutput:
         if not self.landed:
             with _explained(self.out):
                 self._check_place()
-                wanted = {*files, *self._files}
-                for path in sorted(self.partial.rglob("*"), reverse=True):
-                    if path.is_file() and str(path.relative_to(self.partial)) not in wanted:
-                        path.unlink()
+                self._weed({*files, *self._files})
                 for name, content in files.items():
                     self._put(self.partial / name, content)
                 self._sync()
@@ -266,6 +263,17 @@ class GrowingOutput:
         self._close()
         _remove_work(self.work)
         self._release()
+
+    def _weed(self, wanted: set[str]) -> None:
+        """Remove what a run of another version or another hand has put into the folder."""
+        for folder, folders, names in os.walk(self.partial, topdown=False):
+            for path in (Path(folder) / name for name in (*folders, *names)):
+                name = str(path.relative_to(self.partial))
+                if path.is_symlink() or not path.is_dir():
+                    if name not in wanted:
+                        path.unlink()
+                elif not any(other.startswith(f"{name}/") for other in wanted):
+                    path.rmdir()
 
     def _check_place(self) -> None:
         """Refuse to go on if the folder is no longer the one that was written to."""
@@ -297,6 +305,7 @@ class GrowingOutput:
             for folder in sorted({(self.partial / name).parent for name in self._files} | {self.partial}, reverse=True):
                 _sync_folder(folder)
         except OSError as error:
+            self._check_place()
             self._durable = False
             raise (DiskSpaceError if error.errno in FULL else OutputError)(
                 f"the disk could not store the output {self.out}: {error.strerror}. Nothing of it is kept, since what "
