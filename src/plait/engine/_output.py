@@ -79,16 +79,18 @@ def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
             raise _exists(out)
         if not out.is_dir() or out.is_symlink():
             raise OutputError(f"the output {out} is not a folder; it will not be overwritten.")
-        known = any(out.glob("*.safetensors")) or (out / "plait.json").exists() or not any(out.iterdir())
-        if not known:
-            raise OutputError(f"the output {out} is a folder without a model; it will not be overwritten.")
+        with suppress(FileNotFoundError):  # another process is replacing it this moment; the lock will tell
+            known = any(out.glob("*.safetensors")) or (out / "plait.json").exists() or not any(out.iterdir())
+            if not known:
+                raise OutputError(f"the output {out} is a folder without a model; it will not be overwritten.")
     parent = existing_parent(out)
     if not parent.is_dir():
         raise OutputError(f"{parent} is a file; the output {out} cannot lie in it.")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"the folder {parent} cannot be written to.")
-    partial = partial_of(out)
-    held = sum(p.stat().st_blocks * 512 for p in partial.glob("*.safetensors")) if partial.is_dir() else 0
+    held = 0
+    with suppress(FileNotFoundError):  # another process is finishing it this moment
+        held = sum(p.stat().st_blocks * 512 for p in partial_of(out).glob("*.safetensors"))
     free = shutil.disk_usage(parent).free
     needed = plan.layout.nbytes + (1 << 20)
     if needed > free + held:
