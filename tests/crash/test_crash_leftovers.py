@@ -138,18 +138,19 @@ def test_half_made_files(killed: Place, how: str) -> None:
         (killed.partial / "old" / "deep" / "thing").write_text("of nobody")
         (killed.partial / "link").symlink_to(killed.home / "base")
         (killed.partial / "broken").symlink_to(killed.home / "nowhere")
+        (killed.partial / "config.json").symlink_to(killed.home / "base" / "config.json")
+        (killed.partial / "README.md").mkdir()
     killed.finish("ties")
     assert not (killed.out / "old").exists() and not (killed.out / "link").is_symlink()
 
 
 @pytest.mark.parametrize("kind", ["folder", "link"])
-@pytest.mark.parametrize("what", ["partial", "shard", "small file", "work", "lock"])
+@pytest.mark.parametrize("what", ["partial", "shard", "work", "lock"])
 def test_things_in_the_way(killed: Place, what: str, kind: str) -> None:
     """Nothing is written through a link; the message names what to remove."""
     path: Path = {
         "partial": killed.partial,
         "shard": sorted(killed.partial.glob("*.safetensors"))[0],
-        "small file": killed.partial / "config.json",
         "work": killed.journal.parent,
         "lock": killed.out.with_name(".out.plait-lock"),
     }[what]

@@ -271,9 +271,10 @@ class GrowingOutput:
         for folder, folders, names in os.walk(self.partial, topdown=False):
             for path in (Path(folder) / name for name in (*folders, *names)):
                 name = str(path.relative_to(self.partial))
-                if path.is_symlink() or not path.is_dir():
-                    if name not in wanted:
-                        path.unlink()
+                if path.is_symlink() or (not path.is_dir() and name not in wanted):
+                    path.unlink()
+                elif not path.is_dir():
+                    continue
                 elif not any(other.startswith(f"{name}/") for other in wanted):
                     path.rmdir()
 
