@@ -45,10 +45,10 @@ main()
 """
 
 CASES = [
-    ("surveying", signal.SIGINT, 1, 130, ["interrupted", "run the same command again"]),
+    ("surveying for ties (2", signal.SIGINT, 1, 130, ["interrupted", "run the same command again"]),
     ("merging", signal.SIGTERM, 1, 143, ["terminated", "run the same command again"]),
     ("merging", signal.SIGINT, 2, 130, ["stopped at once", "same command again"]),
-    ("surveying", signal.SIGTERM, 2, 143, ["stopped at once", "same command again"]),
+    ("surveying for ties (2", signal.SIGTERM, 2, 143, ["stopped at once", "same command again"]),
 ]
 
 
