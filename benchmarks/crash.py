@@ -132,9 +132,8 @@ def by_call(command: list[str], out: Path, wanted: dict[str, str]) -> None:
             left = subprocess.run([*command, str(out)], capture_output=True, text=True, check=False)
             assert left.returncode == 0 or "exists already" in left.stderr, left
             assert not [p for p in out.parent.iterdir() if "plait-" in p.name], list(out.parent.iterdir())
-        print(
-            f"| {kind} | {len(places)} | {len(ours)} | {', '.join(map(str, picked))} | {killed} | {good} of {len(picked)} |"
-        )
+        tried = ", ".join(map(str, picked))
+        print(f"| {kind} | {len(places)} | {len(ours)} | {tried} | {killed} | {good} of {len(picked)} |")
         assert good == len(picked)
     os.unlink(log)  # noqa: PTH108
 

@@ -68,7 +68,7 @@ def test_the_journal(killed: Place, damage: str) -> None:
 def test_one_bit_of_the_journal(killed: Place) -> None:
     """Wherever it is: no tensor and no hash of an input is taken from an altered line."""
     whole = killed.journal.read_bytes()
-    for step in range(0, len(whole) - 1, len(whole) // 24):
+    for step in range(0, len(whole) - 1, len(whole) // 14):
         _again(killed)
         killed.journal.write_bytes(_flip(step / (len(whole) - 1))(whole))
         killed.finish("ties")
@@ -76,7 +76,7 @@ def test_one_bit_of_the_journal(killed: Place) -> None:
 
 def test_the_totals_of_surveys(killed: Place) -> None:
     """Altered or cut, they are counted again; no threshold is ever taken from them."""
-    damages = [*DAMAGES.values(), *(_flip(i / 12) for i in range(13))]
+    damages = [*DAMAGES.values(), *(_flip(i / 6) for i in range(7))]
     kept = sorted(killed.journal.parent.glob("facts-*"))
     assert len(kept) >= 2
     for number, damage in enumerate(damages):

@@ -16,8 +16,14 @@ PROGRAM = """
 import os, signal, sys, threading, time
 phase, number, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have it ignored
+signal.signal(signal.SIGUSR1, lambda *_: None)
 from plait.cli import _progress, _signals, main
 advance, sent = _progress.Display.advance, []
+
+def nudge():
+    # a signal that comes just before the main thread falls asleep does not wake it up; this one does
+    time.sleep(0.005)
+    signal.pthread_kill(threading.main_thread().ident, signal.SIGUSR1)
 
 def tell(self, count):
     advance(self, count)
@@ -27,9 +33,9 @@ def tell(self, count):
             sent.append(1)
             os.kill(os.getpid(), number)
             while not _signals._State.stopping:
-                time.sleep(0.001)
-        while times > 1:
-            time.sleep(1)  # a job that does not end: only the second signal can
+                nudge()
+        while times > 1:  # a job that does not end: only the second signal can
+            nudge()
 
 _progress.Display.advance = tell
 sys.argv = ["plait", *sys.argv[4:]]
