@@ -24,19 +24,19 @@ def test_the_disk_is_full_from_some_call_on(place: Place) -> None:
     place.clear()
     assert count > 40
     resumed = 0
-    for at in range(1, count + 1, 2):
-        ending = place.run("ties", Fault(at=at, error=errno.ENOSPC, calls=calls, half=at % 3 == 0))
+    for at in range(1, count + 1, 3):
+        ending = place.run("ties", Fault(at=at, error=errno.ENOSPC, calls=calls, half=at % 2 == 0))
         assert ending.error == "DiskSpaceError" and ending.exit_code == 1, (at, ending)
         assert MAKE_ROOM in ending.message and "out" in ending.message
         assert not place.out.exists()
         resumed += place.finish("ties").resumed > 0
         place.clear()
-    assert resumed > 10
+    assert resumed > 5
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_any_one_call_fails(place: Place, overwrite: bool) -> None:
-    """An error of the disk at each call: one of plait's errors, or none; never half an output."""
+    """An error of the disk at every second or third call: one of plait's errors, or none; never half an output."""
     wanted = place.want("linear")
     old = place.want("other") if overwrite else None
     messages = set()
@@ -44,7 +44,7 @@ def test_any_one_call_fails(place: Place, overwrite: bool) -> None:
         assert not place.run("other").error
     count = len(place.run("linear", overwrite=overwrite).calls)
     place.clear()
-    for at in range(1, count + 1, 1 + 2 * overwrite):
+    for at in range(1, count + 1, 2 + overwrite):
         if overwrite:
             assert not place.run("other").error
         ending = place.run("linear", Fault(at=at, error=errno.EIO), overwrite=overwrite)
