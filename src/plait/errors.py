@@ -20,8 +20,10 @@ __all__ = [
     "OutputError",
     "PlaitError",
     "QuantizedCheckpointError",
+    "ReadError",
     "RecipeError",
     "ReproductionError",
+    "TerminatedRunError",
     "UnknownMethodError",
     "UnsafeFileError",
     "shorten",
@@ -51,6 +53,10 @@ class MissingModelError(PlaitError):
 
 class CheckpointError(PlaitError):
     """A checkpoint whose files are incomplete, inconsistent or unreadable."""
+
+
+class ReadError(CheckpointError):
+    """A file that the system cannot read now, though nothing is known to be wrong with it."""
 
 
 class UnsafeFileError(CheckpointError):
@@ -89,6 +95,12 @@ class InterruptedRunError(PlaitError):
     """A run that the user stopped; what is finished is kept."""
 
     exit_code = 130
+
+
+class TerminatedRunError(InterruptedRunError):
+    """A run that the system asked to stop; what is finished is kept."""
+
+    exit_code = 143
 
 
 def suggest(word: str, known: Iterable[str]) -> str:

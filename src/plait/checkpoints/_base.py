@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from plait.architectures import tie_flag, tied_to
+from plait.errors import CheckpointError
 
 __all__ = ["Checkpoint", "LazyTensor"]
 
@@ -88,6 +90,8 @@ class Checkpoint:
         folder: where its other files lie, if it is a folder.
         hub_id: its id on the Hub, if it came from there.
         revision: the commit that was read, for a Hub model.
+        stamp: what tells that a file changed between two runs.
+        opened: the files that were opened, as they were then.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class Checkpoint:
         hub_id: str | None = None,
         revision: str | None = None,
         stamp: str = "",
+        opened: Mapping[Path, os.stat_result] | None = None,
     ) -> None:
         self.label = label
         self.tensors = tensors
@@ -108,6 +113,7 @@ class Checkpoint:
         self.hub_id = hub_id
         self.revision = revision
         self.stamp = stamp
+        self.opened = dict(opened or {})
 
     @classmethod
     def open(cls, reference: str | Path | Mapping[str, Tensor], *, relative_to: Path | None = None) -> Checkpoint:
@@ -115,6 +121,22 @@ class Checkpoint:
         from plait.checkpoints._open import open_checkpoint
 
         return open_checkpoint(reference, relative_to=relative_to)
+
+    def check_unchanged(self) -> None:
+        """Raise CheckpointError if a file was written to since it was opened: what was read may be half of each.
+
+        A file that was removed or replaced is no such case: the one that was opened is read to its end.
+        """
+        for path, then in self.opened.items():
+            try:
+                now = path.stat()
+            except OSError:
+                continue
+            if now.st_ino == then.st_ino and (now.st_size, now.st_mtime_ns) != (then.st_size, then.st_mtime_ns):
+                raise CheckpointError(
+                    f"{path} was changed while it was being read; nothing of it is used. Run the same command again "
+                    "when it is complete."
+                )
 
     def __getitem__(self, name: str) -> LazyTensor:
         return self.tensors[name]

@@ -74,7 +74,8 @@ def _open_hub(repository: str, revision: str | None, text: str) -> Checkpoint:
 
 def _open_file(path: Path, label: str) -> Checkpoint:
     tensors = _read_file(path)
-    return Checkpoint(label, tensors, stamp=_stamp([path]))
+    opened = {path: path.stat()}
+    return Checkpoint(label, tensors, stamp=_stamp(opened), opened=opened)
 
 
 def _read_file(path: Path) -> dict[str, LazyTensor]:
@@ -106,7 +107,8 @@ def _open_folder(folder: Path, label: str) -> Checkpoint:
         raise CheckpointError(f"{folder} holds no tensors.")
     _refuse_packed(tensors, folder)
     extra = [folder / "config.json"] if config is not None else []
-    return Checkpoint(label, tensors, config=config, folder=folder, stamp=_stamp([*files, *extra]))
+    opened = {file: file.stat() for file in (*files, *extra)}
+    return Checkpoint(label, tensors, config=config, folder=folder, stamp=_stamp(opened), opened=opened)
 
 
 def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
@@ -198,7 +200,10 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _stamp(files: list[Path]) -> str:
-    """What tells that an input changed between two runs: sizes and modification times of its files."""
-    facts = [(f.name, (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
+def _stamp(opened: Mapping[Path, os.stat_result]) -> str:
+    """What tells that an input changed between two runs: sizes and times of its files.
+
+    The time of the last change of any kind is one of them, since copying tools set the time of modification back.
+    """
+    facts = [(f.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f, s in opened.items()]
     return json.dumps(sorted(facts))

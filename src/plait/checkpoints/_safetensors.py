@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plait.checkpoints._base import LazyTensor
 from plait.checkpoints._dtypes import QUANTIZED, SAFETENSORS
-from plait.errors import CheckpointError, MissingModelError, QuantizedCheckpointError
+from plait.errors import CheckpointError, MissingModelError, QuantizedCheckpointError, ReadError
 
 __all__ = ["SafetensorsFile"]
 
@@ -50,7 +50,10 @@ class SafetensorsFile:
             try:
                 count = os.preadv(self._fd, [view[done:]], offset + done)
             except OSError as error:
-                raise CheckpointError(f"reading {what} from {self.path} failed: {error.strerror}.") from None
+                raise ReadError(
+                    f"reading {what} from {self.path} failed: {error.strerror}. Check the disk or the connection, then "
+                    "run the same command again."
+                ) from None
             if count == 0:
                 raise CheckpointError(f"{self.path} ends inside {what}: the file was cut short. {_READ_AGAIN}")
             done += count

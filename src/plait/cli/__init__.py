@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
 
-from plait.errors import PlaitError
+from plait.cli._signals import listening
+from plait.errors import InterruptedRunError, PlaitError
 
 __all__ = ["app", "main"]
 
@@ -46,18 +48,26 @@ _register()
 
 def main() -> None:
     """Run the program; errors are one message on standard error and an exit code, never a traceback."""
-    try:
-        app()
-    except PlaitError as error:
-        _say(str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        _say("interrupted.")
-        sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(1)
+    with listening():
+        try:
+            app()
+        except InterruptedRunError as error:
+            _say(str(error))
+            sys.stdout.flush()
+            os._exit(error.exit_code)  # whatever is still at work is not waited for
+        except PlaitError as error:
+            _say(str(error))
+            sys.exit(error.exit_code)
+        except KeyboardInterrupt:
+            _say("interrupted.")
+            sys.exit(130)
+        except BrokenPipeError:
+            sys.exit(1)
+        except OSError as error:  # what nobody has foreseen: still one message with the name of the file
+            _say(f"{error.filename}: {error.strerror}." if error.filename else f"{error}.")
+            sys.exit(1)
 
 
 def _say(text: str) -> None:
     tty = sys.stderr.isatty()
-    print(f"\033[1;31merror:\033[0m {text}" if tty else f"error: {text}", file=sys.stderr)
+    print(f"\033[1;31merror:\033[0m {text}" if tty else f"error: {text}", file=sys.stderr, flush=True)

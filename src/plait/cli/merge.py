@@ -43,8 +43,9 @@ def register(app: typer.Typer) -> None:
         from plait._api import plan as compile_plan
         from plait.cli._plan_table import print_plan
         from plait.cli._progress import Display
+        from plait.cli._signals import stoppable
         from plait.cli._timings import since_start, write_timings
-        from plait.errors import InterruptedRunError, RecipeError
+        from plait.errors import RecipeError
 
         if output is None and not dry_run:
             raise RecipeError("say where the merged model should go: plait merge RECIPE -o FOLDER (or --dry-run).")
@@ -66,12 +67,8 @@ def register(app: typer.Typer) -> None:
         with Display(quiet) as display:
             for note in plan.notes:
                 display.note(f"note: {note}")
-            try:
+            with stoppable():
                 result = run(plan, output, progress=display, **options)
-            except KeyboardInterrupt:
-                raise InterruptedRunError(
-                    "interrupted. What is finished is kept: run the same command again to continue."
-                ) from None
         write_timings(result, began, planned)
         if not quiet:
             resumed = f", {result.resumed} of them from an earlier run" if result.resumed else ""

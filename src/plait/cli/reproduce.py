@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
         """Rebuild a model from its own provenance and compare every tensor; exit code 1 if anything differs."""
         from plait._api import _options
         from plait.cli._progress import Display
+        from plait.cli._signals import stoppable
         from plait.errors import RecipeError
         from plait.reports._reproduce import reproduce as run
 
@@ -36,7 +37,7 @@ def register(app: typer.Typer) -> None:
             if not (name and sign and path):
                 raise RecipeError(f"--model {item!r}: write NAME=PATH.")
             moved[name] = path
-        with Display(quiet) as display:
+        with Display(quiet) as display, stoppable("The copy is removed; the model is as it was."):
             found = run(folder, models=moved, options=_options(memory, threads, device), progress=display)
         found.check()
         if not quiet:

@@ -27,7 +27,7 @@ from plait.engine._plan import Job, Plan
 from plait.engine._rounds import Spread, two_rounds
 from plait.engine._scheduler import Bundle, bundles, check_memory, each, pool
 from plait.engine._timings import Timings
-from plait.errors import DiskSpaceError, OutputError, PlaitError
+from plait.errors import DiskSpaceError, OutputError, PlaitError, ReadError
 from plait.kernels import Tally
 from plait.tensors.spectral import svd
 
@@ -109,7 +109,9 @@ class _Run:
                 size = sum(s.nbytes for job in jobs for s in job.sources)
                 self.progress.phase(f"surveying for {name} ({number + 1} of {len(rounds)})", size)
                 if not before:
-                    both = two_rounds(evaluator, jobs, step, self._spreading(workers), self._surveyed)
+                    both = two_rounds(
+                        evaluator, jobs, step, self._spreading(workers, threading.Event()), self._surveyed
+                    )
                     if both is not None:
                         evaluator.facts[step] = list(both)
                         for offset, part in enumerate(both if store is not None else ()):
@@ -128,14 +130,14 @@ class _Run:
         def work(jobs: Sequence[Job]) -> Any:
             return evaluator.survey(jobs, step, tally, self._surveyed)
 
-        parts = [part for part in self._spreading(workers)(jobs, work) if part is not None]
+        parts = [part for part in self._spreading(workers, self.stop)(jobs, work) if part is not None]
         parts += [totals.fill(bound.tree) for bound, totals in tally.parts()]
         return reduce(operator.add, parts) if parts else None
 
-    def _spreading(self, workers: ThreadPoolExecutor) -> Spread:
+    def _spreading(self, workers: ThreadPoolExecutor, stop: threading.Event) -> Spread:
         def spread(jobs: Sequence[Job], work: Callable[[Sequence[Job]], Any]) -> Iterator[Any]:
             parts = bundles(jobs, self.block)
-            return each(workers, parts, lambda bundle: work(bundle.jobs), self.options, threading.Event())
+            return each(workers, parts, lambda bundle: work(bundle.jobs), self.options, stop)
 
         return spread
 
@@ -256,6 +258,7 @@ def execute(
     Raises:
         OutputError, DiskSpaceError, MemoryBudgetError: before anything is written.
         NonFiniteError, CheckpointError: on reading; nothing is left behind.
+        ReadError: if the system cannot read a file now; what is finished is kept.
     """
     options = options or Options()
     progress = progress or Silent()
@@ -269,6 +272,8 @@ def execute(
         result = replace(_fill(plan, output, run, progress, timings), timings=timings, path=run.path())
         for fusion in (e.fusion for e in run.evaluators if e.fusion is not None):
             timings.add("compile", *fusion.spent)
+        for checkpoint in plan.inputs.values():
+            checkpoint.check_unchanged()
         files: dict[str, bytes] = {}
         index = plan.layout.index()
         if index is not None:
@@ -277,7 +282,7 @@ def execute(
             files |= describe(plan, result)
         with timings.phase("finish"):
             output.finish(files)
-    except (DiskSpaceError, OutputError):
+    except (DiskSpaceError, OutputError, ReadError):
         output.abandon(keep=True)
         raise
     except PlaitError:

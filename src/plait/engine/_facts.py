@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from plait.engine._hashes import bytes_of
+from plait.engine._journal import sealed, unsealed
 
 __all__ = ["FactStore", "decode", "encode"]
 
@@ -72,15 +73,15 @@ class FactStore:
     def find(self, plan: int, step: int, number: int) -> Any:
         """Return the totals of a round that an earlier run has finished, or None."""
         try:
-            return decode(json.loads(self._path(plan, step, number).read_text(encoding="utf-8")))
+            return decode(unsealed(self._path(plan, step, number).read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return None  # absent, or cut short by the kill: count again
+            return None  # absent, cut short or altered: count again
 
     def keep(self, plan: int, step: int, number: int, total: Any) -> None:
         """Write the totals of a finished round, whole or not at all."""
         path = self._path(plan, step, number)
         try:
-            text = json.dumps(encode(total))
+            text = sealed(json.dumps(encode(total)))
             part = path.with_suffix(".part")
             part.write_text(text, encoding="utf-8")
             part.replace(path)

@@ -2,17 +2,42 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from plait.errors import DiskSpaceError
+import xxhash
 
-__all__ = ["Journal"]
+from plait.errors import DiskSpaceError, OutputError
+
+__all__ = ["FULL", "Journal", "sealed", "unsealed"]
+
+#: what the system says when there is no room
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+def sealed(text: str) -> str:
+    """Put a checksum in front of a line."""
+    return f"{xxhash.xxh3_64_hexdigest(text.encode())} {text}"
+
+
+def unsealed(line: str) -> Any:
+    """Return what a sealed line says.
+
+    Raises:
+        ValueError: if it was torn or altered.
+    """
+    seal, _, text = line.partition(" ")
+    if xxhash.xxh3_64_hexdigest(text.encode()) != seal:
+        raise ValueError("the checksum differs")
+    return json.loads(text)
 
 
 class Journal:
-    """An append-only file of one JSON object a line; a torn last line is ignored.
+    """An append-only file of one sealed JSON object a line; torn or altered lines are ignored.
 
     Reading it changes nothing: `start` begins or continues it, once what an older plan has left is cleared away.
     """
@@ -22,55 +47,57 @@ class Journal:
         self.fingerprint = fingerprint
         self.done: dict[str, dict[str, Any]] = {}
         self.resumed = self._read()
-        self._stream: TextIO | None = None
+        self._handle: int | None = None
 
     def _read(self) -> bool:
         """Return whether an earlier run of the same plan left something to continue."""
         try:
-            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            lines = self.path.read_bytes().decode("ascii", errors="replace").split("\n")
         except OSError:
             return False
         records: list[dict[str, Any]] = []
         for line in lines:
             try:
-                record = json.loads(line)
+                records.append(unsealed(line))
             except (ValueError, RecursionError):
                 continue
-            if isinstance(record, dict):
-                records.append(record)
         if not records or records[0].get("fingerprint") != self.fingerprint:
             return False
-        self.done = {r["tensor"]: r for r in records[1:] if isinstance(r.get("tensor"), str)}
+        self.done = {record["tensor"]: record for record in records if "tensor" in record}
         return True
 
     def start(self) -> None:
         """Open the file for what comes."""
-        self._stream = self.path.open("a" if self.resumed else "w", encoding="utf-8")
-        if self.resumed:
-            self._stream.write("\n")  # ends a line that a kill may have torn
-        else:
-            self._append({"fingerprint": self.fingerprint})
+        mode = os.O_APPEND if self.resumed else os.O_TRUNC
+        self._handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | mode, 0o644)
+        # an empty line ends one that a kill may have torn
+        self._append("" if self.resumed else sealed(json.dumps({"fingerprint": self.fingerprint})))
 
-    def _append(self, record: dict[str, Any]) -> None:
-        assert self._stream is not None
-        self._stream.write(json.dumps(record, separators=(",", ":")) + "\n")
-        self._stream.flush()
+    def _append(self, line: str) -> None:
+        assert self._handle is not None
+        data = f"{line}\n".encode()
+        while data:
+            data = data[os.write(self._handle, data) :]
 
     def finish(self, tensor: str, digest: str, inputs: dict[str, str]) -> None:
-        """Record that a tensor's bytes are in place."""
+        """Record that a tensor's bytes are in place.
+
+        Raises:
+            DiskSpaceError, OutputError: if it cannot be written; a part of the line may have been.
+        """
+        record = {"tensor": tensor, "digest": digest, "inputs": inputs}
         try:
-            self._append({"tensor": tensor, "digest": digest, "inputs": inputs})
+            self._append(sealed(json.dumps(record, separators=(",", ":"))))
         except OSError as error:
-            raise DiskSpaceError(
-                f"{self.path} cannot be written: {error.strerror}. What is finished is kept; make room and run the "
-                "same command again to continue."
+            full = error.errno in FULL
+            raise (DiskSpaceError if full else OutputError)(
+                f"{self.path} cannot be written: {error.strerror}. What is finished is kept; "
+                f"{'make room' if full else 'check the disk'} and run the same command again to continue."
             ) from None
 
     def close(self) -> None:
         """Close the file, leaving it for a later run."""
-        if self._stream is not None:
-            stream, self._stream = self._stream, None
-            try:
-                stream.close()
-            except OSError:
-                return  # what could not be flushed is done again
+        if self._handle is not None:
+            handle, self._handle = self._handle, None
+            with suppress(OSError):  # what could not be stored is done again
+                os.close(handle)

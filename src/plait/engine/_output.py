@@ -2,17 +2,20 @@
 
 Beside an output NAME stand, while it is made: `.NAME.plait-partial`, the folder that will be it; `.NAME.plait-work`,
 the journal and the survey totals; `.NAME.plait-lock`, held by the process that writes. All are gone in the end.
+While an output is replaced, the old one is `.NAME.plait-old-…`, and `.NAME.plait-gone-…` once the new one stands.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import fcntl
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import xxhash
@@ -20,13 +23,12 @@ from torch import Tensor
 
 from plait.checkpoints import Layout
 from plait.engine._hashes import bytes_of
-from plait.engine._journal import Journal
+from plait.engine._journal import FULL, Journal
 from plait.engine._plan import Plan
 from plait.errors import DiskSpaceError, OutputError
 
 __all__ = ["GrowingOutput", "check_target", "existing_parent", "partial_of", "work_of"]
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _LONGEST = 200  # bytes of a name, so that the names beside it fit as well
 
 
@@ -72,19 +74,23 @@ def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
             )
     if out.exists() or out.is_symlink():
         if not overwrite:
+            if _may_have_landed(out):
+                return
             raise _exists(out)
         if not out.is_dir() or out.is_symlink():
             raise OutputError(f"the output {out} is not a folder; it will not be overwritten.")
-        known = any(out.glob("*.safetensors")) or (out / "plait.json").exists() or not any(out.iterdir())
-        if not known:
-            raise OutputError(f"the output {out} is a folder without a model; it will not be overwritten.")
+        with suppress(FileNotFoundError):  # another process is replacing it this moment; the lock will tell
+            known = any(out.glob("*.safetensors")) or (out / "plait.json").exists() or not any(out.iterdir())
+            if not known:
+                raise OutputError(f"the output {out} is a folder without a model; it will not be overwritten.")
     parent = existing_parent(out)
     if not parent.is_dir():
         raise OutputError(f"{parent} is a file; the output {out} cannot lie in it.")
     if not os.access(parent, os.W_OK):
         raise OutputError(f"the folder {parent} cannot be written to.")
-    partial = partial_of(out)
-    held = sum(p.stat().st_blocks * 512 for p in partial.glob("*.safetensors")) if partial.is_dir() else 0
+    held = 0
+    with suppress(FileNotFoundError):  # another process is finishing it this moment
+        held = sum(p.stat().st_blocks * 512 for p in partial_of(out).glob("*.safetensors"))
     free = shutil.disk_usage(parent).free
     needed = plan.layout.nbytes + (1 << 20)
     if needed > free + held:
@@ -92,6 +98,13 @@ def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
             f"the output needs {_size(needed)} but {parent} has {_size(free)} free: make room, or choose another "
             "disk or a smaller dtype."
         )
+
+
+def _may_have_landed(out: Path) -> bool:
+    """Whether a run may have been killed after it had put its output in place, before it had tidied up."""
+    if partial_of(out).exists() or not out.is_dir() or out.is_symlink():
+        return False
+    return work_of(out).is_dir() or _beside(out, "lock").exists()
 
 
 def _exists(out: Path) -> OutputError:
@@ -108,12 +121,13 @@ def _explained(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise DiskSpaceError(
                 f"the disk filled up while writing {out}: {error.strerror}. What is finished is kept; make room and "
                 "run the same command again to continue."
             ) from None
-        raise OutputError(f"the output {out} cannot be written: {error.strerror or error}.") from None
+        place = f" ({error.filename})" if error.filename and str(error.filename) != str(out) else ""
+        raise OutputError(f"the output {out} cannot be written{place}: {error.strerror or error}.") from None
 
 
 def _lock(path: Path, out: Path) -> int:
@@ -143,6 +157,9 @@ class GrowingOutput:
         self.partial, self.work = partial_of(out), work_of(out)
         self._lock_path = _beside(out, "lock")
         self._files: dict[str, int] = {}
+        self.landed = False  # an earlier run has put the output in place already
+        self._fresh = False  # nothing in the folder is an earlier run's
+        self._durable = True
         with _explained(out):
             self.out.parent.mkdir(parents=True, exist_ok=True)
             for path in (self.partial, self.work):
@@ -152,27 +169,49 @@ class GrowingOutput:
             try:
                 self._begin(fingerprint)
             except BaseException:
-                self._release()
+                self.abandon(keep=not self._fresh)
                 raise
 
     def _begin(self, fingerprint: str) -> None:
+        self.journal = Journal(self.work / "journal", fingerprint)
         _recover(self.out)
-        if not self.overwrite and (self.out.exists() or self.out.is_symlink()):  # made since the target was checked
-            raise _exists(self.out)
+        if not self.overwrite and (self.out.exists() or self.out.is_symlink()):
+            self._find_landed()
+            return
         self.partial.mkdir(exist_ok=True)
         self.work.mkdir(exist_ok=True)
-        self.journal = Journal(self.work / "journal", fingerprint)
         if not self.journal.resumed:  # of another plan: nothing of it may be taken for ours
             for folder in (self.work, self.partial):
                 shutil.rmtree(folder)
                 folder.mkdir()
+            self._fresh = True
         self.journal.start()
         for shard in self.layout.shards:
             path = self.partial / shard.name
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             self._files[shard.name] = handle
             os.ftruncate(handle, shard.size)
+            _reserve(handle, shard.size)
             self._write(handle, shard.header, 0)
+
+    def _find_landed(self) -> None:
+        """Take an output that stands there for this run's own if each byte is; refuse it otherwise."""
+        left = not self.partial.exists()  # or another output has appeared since that of this run was begun
+        if left and self.journal.resumed:
+            with suppress(OSError):
+                for shard in self.layout.shards:
+                    self._files[shard.name] = os.open(self.out / shard.name, os.O_RDONLY | os.O_NOFOLLOW)
+                self.landed = all(
+                    os.fstat(handle).st_size == shard.size and os.pread(handle, len(shard.header), 0) == shard.header
+                    for shard, handle in zip(self.layout.shards, self._files.values(), strict=True)
+                ) and all(
+                    self.journal.done.get(entry.name, {}).get("digest") == self.digest(entry.name, entry.nbytes)
+                    for entry in self.layout.entries
+                )
+        if not self.landed:
+            if left:
+                _remove_work(self.work)
+            raise _exists(self.out)
 
     @property
     def resumed(self) -> bool:
@@ -192,12 +231,15 @@ class GrowingOutput:
         self._write(self._files[shard.name], bytes_of(values), offset + start * values.dtype.itemsize)
 
     def digest(self, name: str, nbytes: int) -> str:
-        """Hash a tensor's bytes as they stand in the file."""
+        """Hash a tensor's bytes as they stand in the file; an empty text if they cannot be read."""
         shard, offset = self.layout.places[name]
         state = xxhash.xxh3_128()
         done = 0
         while done < nbytes:
-            piece = os.pread(self._files[shard.name], min(1 << 22, nbytes - done), offset + done)
+            try:
+                piece = os.pread(self._files[shard.name], min(1 << 22, nbytes - done), offset + done)
+            except OSError:
+                return ""
             if not piece:
                 break
             state.update(piece)
@@ -206,32 +248,73 @@ class GrowingOutput:
 
     def finish(self, files: Mapping[str, bytes]) -> None:
         """Add the small files, make everything durable, and rename the folder into place."""
-        with _explained(self.out):
-            wanted = {*files, *(shard.name for shard in self.layout.shards)}
-            for path in sorted(self.partial.rglob("*"), reverse=True):
-                if path.is_file() and str(path.relative_to(self.partial)) not in wanted:
+        if not self.landed:
+            with _explained(self.out):
+                self._check_place()
+                self._weed({*files, *self._files})
+                for name, content in files.items():
+                    self._put(self.partial / name, content)
+                self._sync()
+                self._check_place()
+                self._close()
+                old = self._step_aside()
+                self.partial.rename(self.out)
+                _sync_folder(self.out.parent)
+                if old is not None:
+                    _remove(old, self.out)
+        self._close()
+        _remove_work(self.work)
+        self._release()
+
+    def _weed(self, wanted: set[str]) -> None:
+        """Remove what a run of another version or another hand has put into the folder."""
+        for folder, folders, names in os.walk(self.partial, topdown=False):
+            for path in (Path(folder) / name for name in (*folders, *names)):
+                name = str(path.relative_to(self.partial))
+                if path.is_symlink() or (not path.is_dir() and name not in wanted):
                     path.unlink()
-            for name, content in files.items():
-                path = self.partial / name
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content)
-                _sync(path)
+                elif not path.is_dir():
+                    continue
+                elif not any(other.startswith(f"{name}/") for other in wanted):
+                    path.rmdir()
+
+    def _check_place(self) -> None:
+        """Refuse to go on if the folder is no longer the one that was written to."""
+        for name, handle in self._files.items():
+            with suppress(OSError):
+                if os.path.samestat(os.lstat(self.partial / name), os.fstat(handle)):
+                    continue
+            raise OutputError(
+                f"{self.partial / name} was removed or replaced while it was being written. Leave {self.partial} alone "
+                "and run the same command again."
+            )
+
+    def _put(self, path: Path, content: bytes) -> None:
+        for folder in reversed(path.relative_to(self.partial).parents[:-1]):
+            (self.partial / folder).mkdir(exist_ok=True)
+        self._files[str(path.relative_to(self.partial))] = handle = os.open(
+            path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666
+        )
+        self._write(handle, content, 0)
+
+    def _sync(self) -> None:
+        """Have the disk store every file and folder; if it fails, nothing that was written can be trusted again.
+
+        The system reports such an error once and then forgets it: the next run would find the right bytes in memory.
+        """
+        try:
             for handle in self._files.values():
                 os.fsync(handle)
-            self._close()
-            _sync(self.partial)
-            old = self._step_aside()
-            try:
-                self.partial.rename(self.out)
-            except OSError:
-                if old is not None:
-                    old.rename(self.out)
-                raise
-            _sync(self.out.parent)
-            if old is not None:
-                shutil.rmtree(old, ignore_errors=True)
-            shutil.rmtree(self.work, ignore_errors=True)
-        self._release()
+            for folder in sorted({(self.partial / name).parent for name in self._files} | {self.partial}, reverse=True):
+                _sync_folder(folder)
+        except OSError as error:
+            self._check_place()
+            self._durable = False
+            raise (DiskSpaceError if error.errno in FULL else OutputError)(
+                f"the disk could not store the output {self.out}: {error.strerror}. Nothing of it is kept, since what "
+                f"was written may be lost; {'make room' if error.errno in FULL else 'check the disk'} and run the same "
+                "command again."
+            ) from None
 
     def _step_aside(self) -> Path | None:
         """Move an existing output away, if it may be replaced."""
@@ -247,43 +330,89 @@ class GrowingOutput:
         return old
 
     def _close(self) -> None:
-        for handle in self._files.values():
-            os.close(handle)
-        self._files.clear()
+        while self._files:
+            with suppress(OSError):  # everything that counts has been synced
+                os.close(self._files.popitem()[1])
         self.journal.close()
 
     def _release(self) -> None:
-        self._lock_path.unlink(missing_ok=True)  # while it is held: whoever has it open finds that it is gone
-        os.close(self._lock_handle)
+        if self._lock_handle < 0:
+            return
+        handle, self._lock_handle = self._lock_handle, -1
+        with suppress(OSError):  # while it is held: whoever has it open finds that it is gone
+            if os.path.samestat(os.lstat(self._lock_path), os.fstat(handle)):
+                self._lock_path.unlink()
+        os.close(handle)
 
     def abandon(self, keep: bool) -> None:
         """Stop: keep what is finished for the same command to continue, or remove it."""
+        if self._lock_handle < 0:
+            return
         self._close()
-        if not keep:
+        with suppress(OSError):
+            _put_back(self.out)
+        if not (keep and self._durable):
+            _remove_work(self.work)
             shutil.rmtree(self.partial, ignore_errors=True)
-            shutil.rmtree(self.work, ignore_errors=True)
         self._release()
+
+
+def _reserve(handle: int, size: int) -> None:
+    """Claim a file's room, so that a disk too small is found at once; a file system that cannot is let be.
+
+    Not `os.posix_fallocate`: where a file system cannot, the C library would write to every block instead.
+    """
+    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None) if sys.maxsize > 1 << 32 else None
+    if call is None:
+        return
+    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+    if call(handle, 0, 0, size) != 0 and ctypes.get_errno() in FULL:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def _recover(out: Path) -> None:
     """Put back an old output that a kill left between the two renames of an overwrite; remove what is left over."""
+    for path in _put_back(out):
+        if not partial_of(out).exists():  # else it is not this output's successor that stands in its place
+            _remove(path, out)
+    for path in out.parent.glob(f".{_literal(out.name)}.plait-gone-*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _put_back(out: Path) -> list[Path]:
     left = sorted(out.parent.glob(f".{_literal(out.name)}.plait-old-*"))
     if left and not out.exists():
         left.pop().rename(out)
-    for path in left:
-        shutil.rmtree(path, ignore_errors=True)
+    return left
+
+
+def _remove(old: Path, out: Path) -> None:
+    """Remove an output that was replaced; half of it is never put back."""
+    gone = _beside(out, "gone-" + old.name.rpartition("-old-")[2])
+    with suppress(OSError):
+        old.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _remove_work(work: Path) -> None:
+    """Remove the journal's folder, the journal last: while it stands, the run that wrote it is known to be complete."""
+    with suppress(OSError):
+        for path in work.iterdir():
+            if path.name != "journal":
+                path.unlink()
+    shutil.rmtree(work, ignore_errors=True)
 
 
 def _literal(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
     except OSError as error:
-        if error.errno in _FULL:
-            raise  # other errors: some file systems cannot sync a folder
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
+            raise  # these: some file systems cannot sync a folder
     finally:
         os.close(handle)

@@ -136,7 +136,8 @@ def each(
                     break
                 running[workers.submit(work, parts[position])] = need
                 position += 1
-            done, _ = wait(running, return_when=FIRST_COMPLETED)
+            # with a limit: a signal that comes just before the thread falls asleep does not wake it up
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 budget.give(running.pop(future))
                 yield future.result()
@@ -144,5 +145,6 @@ def each(
         stop.set()
         for future in running:
             future.cancel()
-        wait(running)
+        while wait(running, timeout=0.5).not_done:
+            pass
         raise

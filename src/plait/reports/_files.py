@@ -6,6 +6,7 @@ import json
 
 from plait.checkpoints import carried_files
 from plait.engine import Plan, Result
+from plait.errors import ReadError
 from plait.reports._card import model_card
 from plait.reports._manifest import manifest
 from plait.reports._recipe import MANIFEST, RECIPE, recipe_text
@@ -14,12 +15,22 @@ __all__ = ["describe_output"]
 
 
 def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
-    """Return every small file of the output: config, tokenizer and its kin, recipe, provenance, card."""
+    """Return every small file of the output: config, tokenizer and its kin, recipe, provenance, card.
+
+    Raises:
+        ReadError: if a file beside the donor's weights cannot be read.
+    """
     files: dict[str, bytes] = {}
     folder = plan.donor.folder
     if folder is not None:
-        for path in carried_files(folder):
-            files[path.as_posix()] = (folder / path).read_bytes()
+        try:
+            for path in carried_files(folder):
+                files[path.as_posix()] = (folder / path).read_bytes()
+        except OSError as error:
+            raise ReadError(
+                f"{error.filename or folder}, which belongs to the merged model too, cannot be read: {error.strerror}. "
+                "Put it back, then run the same command again."
+            ) from None
     if plan.config is not None:
         files["config.json"] = (json.dumps(plan.config, indent=2) + "\n").encode()
     files[RECIPE] = recipe_text(plan).encode()
