@@ -1,0 +1,193 @@
+"""Tables of the page in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from perf.cases import CASES
+from perf.results import Results
+from perf.targets import CPU_SHARE, FLOORS, verdicts
+
+__all__ = [
+    "costs", "disk", "experts", "machine", "memory", "misses",
+    "phases", "sizes", "startup", "tensors", "threads", "times",
+]  # fmt: skip
+
+_NONE = "–"
+_PHASES = ("start", "plan", "compile", "survey", "merge", "finish")
+Median = dict[str, float]
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    body = ["| " + " | ".join(row) + " |" for row in rows]
+    rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(head))) + "|"
+    return "\n".join(["| " + " | ".join(head) + " |", rule, *body]) if body else ""
+
+
+def _seconds(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
+
+
+def _times(value: float | None, limit: float | None = None) -> str:
+    if value is None:
+        return _NONE
+    text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 1.95 else f"{value:.2f}"
+    return f"**{text}**" if limit is not None and value > limit else text
+
+
+def _mib(value: float | None) -> str:
+    return _NONE if value is None else f"{value / 2**20:,.0f}"
+
+
+def _of(results: Results, tool: str, **wanted: Any) -> Median:
+    entry = results.one(tool=tool, **wanted)
+    return entry["median"] if entry else {}
+
+
+def _ratio(a: float | None, b: float | None) -> float | None:
+    return None if a is None or not b else a / b
+
+
+def machine(results: Results) -> str:
+    """Processor, memory, versions, in one paragraph."""
+    m, v, s = (results.content.get(k, {}) for k in ("machine", "versions", "settings"))
+    if not m:
+        return ""
+    vector = ", ".join(m["vector_instructions"])
+    lines = [
+        f"- {m.get('processor', '?')}, {m['cores']} cores of {m.get('threads_per_core', '?')} thread"
+        + (", a virtual machine" if "virtualised_by" in m else ""),
+        f"- {m['architecture']}, {vector or 'vector instructions not listed'}; last-level cache {m.get('l3', '?')}",
+        f"- {m['memory_gib']} GiB of memory; {m['system']} {m['kernel']}",
+        f"- Python {v['python']}, torch {v['torch']}, numpy {v['numpy']}, safetensors {v['safetensors']}",
+        f"- {results.content['date']}: {s['threads']} threads for every tool, {s['runs']} runs, budget {s['memory']}",
+    ]
+    if "mergekit environment" in v:
+        lines.insert(-1, f"- in mergekit's own environment: {v['mergekit environment']}")
+    return "\n".join(lines)
+
+
+def times(results: Results, size: str, where: str = "memory") -> str:
+    """Wall seconds of every method."""
+    rows = []
+    for method, case in CASES.items():
+        at = {"suite": "methods", "size": size, "where": where, "method": method}
+        floor, ours, same, theirs = (_of(results, t, **at) for t in ("floor", "plait", "plait-as-mergekit", "mergekit"))
+        if ours or theirs:
+            limit = FLOORS[case.passes]
+            rows.append([
+                f"`{method}`", _seconds(floor.get("work")), _seconds(ours.get("work")),
+                _times(_ratio(ours.get("work"), floor.get("work")), limit), _times(limit),
+                _seconds(ours.get("wall")), _seconds(same.get("wall")), _seconds(theirs.get("wall")),
+                _times(_ratio(theirs.get("wall"), ours.get("wall"))),
+            ])  # fmt: skip
+    head = ["method", "floor s", "plait after start-up s", "in floors", "target", "plait s", "as in mergekit s"]
+    return _table([*head, "mergekit s", "mergekit / plait"], rows)
+
+
+def costs(results: Results, size: str, where: str = "memory") -> str:
+    """Processor seconds and memory of every method, whole commands."""
+    rows = []
+    for method in CASES:
+        at = {"suite": "methods", "size": size, "where": where, "method": method}
+        ours, same, theirs = (_of(results, t, **at) for t in ("plait", "plait-as-mergekit", "mergekit"))
+        if ours or theirs:
+            limit = 1 / CPU_SHARE[method] if method in CPU_SHARE else None
+            times_less = _ratio(theirs.get("cpu"), ours.get("cpu"))
+            missed = limit is not None and times_less is not None and times_less < limit
+            text = _times(times_less)
+            rows.append([
+                f"`{method}`", _seconds(ours.get("cpu")), _seconds(same.get("cpu")), _seconds(theirs.get("cpu")),
+                f"**{text}**" if missed else text, _times(limit),
+                _mib(ours.get("rss")), _mib(ours.get("private")), _mib(theirs.get("rss")), _mib(theirs.get("private")),
+            ])  # fmt: skip
+    head = ["method", "plait CPU s", "as in mergekit", "mergekit CPU s", "mergekit / plait", "target", "plait peak MiB"]
+    return _table([*head, "private", "mergekit peak MiB", "private"], rows)
+
+
+def phases(results: Results, size: str) -> str:
+    """Where plait's time goes, as it says itself."""
+    rows = []
+    for method in CASES:
+        ours = _of(results, "plait", suite="methods", size=size, where="memory", method=method)
+        if any(key.startswith("phases.") for key in ours):
+            rows.append([f"`{method}`", *(_seconds(ours.get(f"phases.{p}")) for p in _PHASES)])
+    return _table(["method", *(f"{p} s" for p in _PHASES)], rows)
+
+
+def disk(results: Results, size: str) -> str:
+    """One run on a disk, inputs not cached."""
+    return times(results, size, "disk")
+
+
+def memory(results: Results, size: str) -> str:
+    """Peaks of plait alone."""
+    rows = []
+    for method in CASES:
+        ours = _of(results, "plait", suite="methods", size=size, where="memory", method=method)
+        if ours:
+            rows.append([f"`{method}`", _mib(ours["rss"]), _mib(ours["private"]), _seconds(ours["wall"])])
+    return _table(["method", "peak MiB", "private", "wall s"], rows)
+
+
+def _scale(results: Results, suite: str, column: str, unit: str) -> str:
+    rows = []
+    for entry in results.find(suite=suite, tool="plait"):
+        at = {k: entry[k] for k in ("suite", "size", "method", "experts", "threads")}
+        floor, ours = _of(results, "floor", **at), entry["median"]
+        label = str(entry[column]).removesuffix("t") if column == "size" and unit else str(entry[column])
+        numbers = [_seconds(ours["wall"]), _seconds(ours["work"]), _seconds(floor.get("work"))]
+        ratio = _times(_ratio(ours["work"], floor.get("work")))
+        rows.append([f"`{entry['method']}`", label, *numbers, ratio, _seconds(ours["cpu"]), _mib(ours["rss"])])
+    head = ["method", unit or column, "plait s", "after start-up s", "floor s", "in floors", "CPU s", "peak MiB"]
+    return _table(head, rows)
+
+
+def experts(results: Results) -> str:
+    """Cost with the number of experts."""
+    return _scale(results, "experts", "experts", "")
+
+
+def threads(results: Results) -> str:
+    """Cost with threads."""
+    return _scale(results, "threads", "threads", "")
+
+
+def sizes(results: Results) -> str:
+    """Cost with the size of the model."""
+    return _scale(results, "size", "size", "")
+
+
+def tensors(results: Results) -> str:
+    """Cost with the number of tensors."""
+    return _scale(results, "tensors", "size", "tensors")
+
+
+def startup(results: Results) -> str:
+    """Commands that merge nothing, and a small merge."""
+    rows = [
+        [f"`{e['tool']}`", _seconds(e["median"]["wall"]), _seconds(e["median"]["cpu"]), _mib(e["median"]["rss"])]
+        for e in results.find(suite="startup")
+    ]
+    for e in results.find(suite="100 MB"):
+        if e["tool"] in ("plait", "mergekit"):
+            m = e["median"]
+            what = f"{e['tool']}: `{e['method']}`, base and three experts of 100 MB"
+            rows.append([what, _seconds(m["wall"]), _seconds(m["cpu"]), _mib(m["rss"])])
+    return _table(["command", "wall s", "CPU s", "peak MiB"], rows)
+
+
+def misses(results: Results) -> str:
+    """How many targets are met, and the list of those that are not."""
+    found = list(verdicts(results))
+    if not found:
+        return ""
+    missed = [v for v in found if not v.met]
+    lines = [f"{len(found) - len(missed)} of {len(found)} figures meet their target."]
+    if missed:
+        lines += ["", "| figure | measured | target |", "|---|---:|---:|"]
+        lines += [f"| {v.what} | {v.value:.2f}{v.unit} | {v.limit:.2f}{v.unit} |" for v in missed]
+    return "\n".join(lines)
