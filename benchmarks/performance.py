@@ -28,7 +28,7 @@ from perf.suites import Bench, methods, scaling, startup, tensors
 from perf.tools import TOOLS
 
 DOCS = Path(__file__).parent.parent / "docs"
-SURVEYED = ["linear", "ties", "della", "karcher"]
+SCALED = ["linear", "ties", "della", "karcher"]
 
 
 def parse() -> argparse.Namespace:
@@ -56,7 +56,13 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--scale-threads", nargs="*", type=int, help="1, 2, 4 … up to the cores by default")
     parser.add_argument("--threads-size", default="0.5b")
     parser.add_argument("--counts", nargs="+", type=int, default=[1000, 2000, 4000, 8000, 36000])
-    return parser.parse_args()
+    parser.add_argument("--large-size", default="8b/1", help="of all: where memory alone is measured")
+    parser.add_argument("--smoke", action="store_true", help="everything once on tiny models, to see that it works")
+    arguments = parser.parse_args()
+    if arguments.smoke:
+        smoke = {"sizes": ["tiny"], "experts_size": "tiny/1", "threads_size": "tiny", "large_size": "tiny/2"}
+        vars(arguments).update(smoke | {"experts": [2, 3], "counts": [200, 400], "runs": 1})
+    return arguments
 
 
 def measure(arguments: argparse.Namespace) -> None:
@@ -84,21 +90,27 @@ def measure(arguments: argparse.Namespace) -> None:
         methods=arguments.methods or list(CASES),
         memory=arguments.memory,
     )
-    few = arguments.methods or SURVEYED
-    powers = [1 << i for i in range(8) if 1 << i <= (os.cpu_count() or 1)]
-    if command in ("startup", "all"):
+    wanted = {name for name in ("startup", "tensors", "methods", "scaling", "disk") if command in (name, "all")}
+    if "startup" in wanted:
         startup(bench)
-    if command in ("tensors", "all"):
+    if "tensors" in wanted:
         tensors(bench, arguments.counts, arguments.methods or ["linear", "ties"])
-    if command in ("methods", "all"):
+    if "methods" in wanted:
         methods(bench, arguments.sizes or ["0.5b", "1b"])
-    if command in ("scaling", "all"):
-        sizes = arguments.sizes if arguments.sizes is not None and command == "scaling" else ["0.1b", "0.5b", "1b"]
-        threads = powers if arguments.scale_threads is None else arguments.scale_threads
-        scaling(bench, few, arguments.experts, arguments.experts_size, threads, arguments.threads_size, sizes)
+    if "scaling" in wanted:
+        powers = [1 << i for i in range(8) if 1 << i <= (os.cpu_count() or 1)]
+        scaling(
+            bench,
+            arguments.methods or SCALED,
+            arguments.experts,
+            arguments.experts_size,
+            powers if arguments.scale_threads is None else arguments.scale_threads,
+            arguments.threads_size,
+            ["0.1b", "0.5b", "1b"] if arguments.sizes is None else arguments.sizes,
+        )
     if command == "all":  # memory at the shapes of 8 B: one layer, for the peak does not depend on their number
-        methods(replace(bench, tools=["plait", "floor"], runs=1), ["8b/1"])
-    if command == "disk" or (command == "all" and arguments.disk):
+        methods(replace(bench, tools=["plait", "floor"], runs=1), [arguments.large_size])
+    if "disk" in wanted and arguments.disk:
         once = replace(bench, home=arguments.disk, where="disk", runs=1, mergekit_runs=1)
         methods(once, arguments.sizes or ["0.5b"])
 

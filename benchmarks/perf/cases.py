@@ -16,6 +16,10 @@ class Case:
     `ours` are plait's parameters: the authors' variant, as users get it by name. `theirs` are what mergekit calls the
     same. Where mergekit computes something else under that name (thresholds per tensor instead of over the model, norms
     instead of 1/density), `same` are the parameters with which plait computes that.
+
+    `passes` says what a target is held against: `one` reads the inputs once; `survey` must know something of whole
+    tensors or the whole model first (a threshold, a norm, the majority sign); `angle` is a survey too, but its merge
+    alone, once the angle is known, counts as one pass.
     """
 
     method: str
@@ -39,15 +43,14 @@ _DARE_TIES = {
 _ALL = (
     Case("linear", base=False, theirs={"weight": 1.0}, passes="one"),
     Case("task_arithmetic", {"lambda": 0.4}, {"weight": 1.0, "lambda": 0.4}, passes="one"),
-    Case("slerp", {"t": 0.5}, {"t": 0.5}, base=False, experts=2, passes="one"),
-    Case("nuslerp", {}, {"weight": 1.0}, base=False, experts=2, passes="one"),
+    Case("slerp", {"t": 0.5}, {"t": 0.5}, base=False, experts=2, passes="angle"),
+    Case("nuslerp", {}, {"weight": 1.0}, base=False, experts=2, passes="angle"),
     Case("dare_linear", {"density": 0.2}, {"weight": 1.0, "density": 0.2}, {"dare.rescale": "l1"}, passes="one"),
     Case(
         "dare_ties",
         {"dare.density": 0.2, "ties.density": 1.0},
         {"weight": 1.0, "density": 0.2},
         _DARE_TIES,
-        passes="one",
     ),
     Case("ties", {"density": 0.2}, {"weight": 1.0, "density": 0.2}, _TIES),
     Case(

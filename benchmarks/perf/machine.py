@@ -10,7 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["describe", "idle", "versions"]
+__all__ = ["available", "describe", "idle", "versions"]
 
 _WANTED = {
     "Model name": "processor",
@@ -56,6 +56,12 @@ def versions(mergekit: Path | None) -> dict[str, str]:
         listed = subprocess.run(program, capture_output=True, text=True, check=True).stdout
         found["mergekit environment"] = ", ".join(listed.split()).replace("=", " ")
     return found
+
+
+def available() -> int:
+    """Bytes of memory that are free."""
+    rows = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(rows["MemAvailable"].split()[0]) * 1024
 
 
 def idle() -> float:

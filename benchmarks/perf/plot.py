@@ -40,11 +40,11 @@ def _panel(axes: Any, results: Results, size: str, methods: list[str]) -> None:
                 text, (middle, row), (0, 3), textcoords="offset points", ha="center", color=_INK, fontsize=8.5
             )
     axes.set_xscale("log")
-    axes.set_title(f"{size.upper().replace('B', ' B')} parameters", fontsize=11, color=_INK, loc="left")
+    axes.set_title(f"{size.replace('b', ' B')} parameters, base and three experts", fontsize=11, color=_INK, loc="left")
     axes.set_xlabel("seconds", color=_INK)
     axes.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.grid(axis="x", which="major", color="#e4e7eb", zorder=0)
-    axes.tick_params(colors=_INK, length=0)
+    axes.tick_params(which="both", colors=_INK, length=0)
     axes.set_ylim(len(methods) - 0.4, -0.6)
     axes.margins(x=0.06)
     for side in axes.spines.values():
@@ -60,7 +60,8 @@ def plot(results: Results, picture: Path) -> None:
 
     matplotlib.rcParams |= {"svg.hashsalt": "plait", "svg.fonttype": "path", "font.size": 10}
     entries = results.find(suite="methods", where="memory")
-    sizes = [s for s in dict.fromkeys(e["size"] for e in entries) if "/" not in s and "~" not in s]
+    measured = list(dict.fromkeys(e["size"] for e in entries))
+    sizes = [s for s in ("0.5b", "1b") if s in measured] or measured
     methods = [m for m in CASES if any(e["method"] == m and e["size"] in sizes for e in entries)]
     if not methods:
         raise SystemExit("no results of methods in memory to plot")

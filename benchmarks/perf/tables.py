@@ -2,53 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from perf.cases import CASES
+from perf.format import factor, mib, number, ratio, seconds, table
 from perf.results import Results
-from perf.targets import CPU_SHARE, FLOORS, verdicts
+from perf.targets import CPU_SHARE, FLOORS, mergekit_work, verdicts
 
 __all__ = [
     "costs", "disk", "experts", "machine", "memory", "misses",
     "phases", "sizes", "startup", "tensors", "threads", "times",
 ]  # fmt: skip
 
-_NONE = "–"
 _PHASES = ("start", "plan", "compile", "survey", "merge", "finish")
 Median = dict[str, float]
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    body = ["| " + " | ".join(row) + " |" for row in rows]
-    rule = "|" + "|".join("---" if i == 0 else "---:" for i in range(len(head))) + "|"
-    return "\n".join(["| " + " | ".join(head) + " |", rule, *body]) if body else ""
-
-
-def _seconds(value: float | None) -> str:
-    if value is None:
-        return _NONE
-    return f"{value:.0f}" if value >= 99.5 else f"{value:.1f}" if value >= 9.95 else f"{value:.2f}"
-
-
-def _times(value: float | None, limit: float | None = None) -> str:
-    if value is None:
-        return _NONE
-    text = f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 1.95 else f"{value:.2f}"
-    return f"**{text}**" if limit is not None and value > limit else text
-
-
-def _mib(value: float | None) -> str:
-    return _NONE if value is None else f"{value / 2**20:,.0f}"
 
 
 def _of(results: Results, tool: str, **wanted: Any) -> Median:
     entry = results.one(tool=tool, **wanted)
     return entry["median"] if entry else {}
-
-
-def _ratio(a: float | None, b: float | None) -> float | None:
-    return None if a is None or not b else a / b
 
 
 def machine(results: Results) -> str:
@@ -79,33 +51,43 @@ def times(results: Results, size: str, where: str = "memory") -> str:
         if ours or theirs:
             limit = FLOORS[case.passes]
             rows.append([
-                f"`{method}`", _seconds(floor.get("work")), _seconds(ours.get("work")),
-                _times(_ratio(ours.get("work"), floor.get("work")), limit), _times(limit),
-                _seconds(ours.get("wall")), _seconds(same.get("wall")), _seconds(theirs.get("wall")),
-                _times(_ratio(theirs.get("wall"), ours.get("wall"))),
+                f"`{method}`", seconds(floor.get("work")), seconds(ours.get("work")),
+                factor(ratio(ours.get("work"), floor.get("work")), limit), factor(limit),
+                seconds(ours.get("wall")), seconds(same.get("wall")), seconds(theirs.get("wall")),
+                factor(ratio(theirs.get("wall"), ours.get("wall"))),
             ])  # fmt: skip
     head = ["method", "floor s", "plait after start-up s", "in floors", "target", "plait s", "as in mergekit s"]
-    return _table([*head, "mergekit s", "mergekit / plait"], rows)
+    return table([*head, "mergekit s", "mergekit / plait"], rows)
 
 
 def costs(results: Results, size: str, where: str = "memory") -> str:
-    """Processor seconds and memory of every method, whole commands."""
+    """Processor seconds and memory of every method."""
     rows = []
     for method in CASES:
         at = {"suite": "methods", "size": size, "where": where, "method": method}
         ours, same, theirs = (_of(results, t, **at) for t in ("plait", "plait-as-mergekit", "mergekit"))
         if ours or theirs:
             limit = 1 / CPU_SHARE[method] if method in CPU_SHARE else None
-            times_less = _ratio(theirs.get("cpu"), ours.get("cpu"))
+            work = mergekit_work(results, theirs) if theirs else None
+            times_less = ratio(work, ours.get("work_cpu"))
             missed = limit is not None and times_less is not None and times_less < limit
-            text = _times(times_less)
+            text = factor(times_less)
             rows.append([
-                f"`{method}`", _seconds(ours.get("cpu")), _seconds(same.get("cpu")), _seconds(theirs.get("cpu")),
-                f"**{text}**" if missed else text, _times(limit),
-                _mib(ours.get("rss")), _mib(ours.get("private")), _mib(theirs.get("rss")), _mib(theirs.get("private")),
+                f"`{method}`", seconds(ours.get("cpu")), seconds(same.get("cpu")), seconds(theirs.get("cpu")),
+                seconds(ours.get("work_cpu")), seconds(work),
+                f"**{text}**" if missed else text, factor(limit),
+                mib(ours.get("rss")), mib(ours.get("private")), mib(theirs.get("rss")), mib(theirs.get("private")),
             ])  # fmt: skip
-    head = ["method", "plait CPU s", "as in mergekit", "mergekit CPU s", "mergekit / plait", "target", "plait peak MiB"]
-    return _table([*head, "private", "mergekit peak MiB", "private"], rows)
+    head = [
+        "method",
+        "plait CPU s",
+        "as in mergekit",
+        "mergekit CPU s",
+        "plait after start-up",
+        "mergekit after start-up",
+    ]
+    head += ["mergekit / plait", "target", "plait peak MiB", "private", "mergekit peak MiB", "private"]
+    return table(head, rows)
 
 
 def phases(results: Results, size: str) -> str:
@@ -114,8 +96,8 @@ def phases(results: Results, size: str) -> str:
     for method in CASES:
         ours = _of(results, "plait", suite="methods", size=size, where="memory", method=method)
         if any(key.startswith("phases.") for key in ours):
-            rows.append([f"`{method}`", *(_seconds(ours.get(f"phases.{p}")) for p in _PHASES)])
-    return _table(["method", *(f"{p} s" for p in _PHASES)], rows)
+            rows.append([f"`{method}`", *(seconds(ours.get(f"phases.{p}")) for p in _PHASES)])
+    return table(["method", *(f"{p} s" for p in _PHASES)], rows)
 
 
 def disk(results: Results, size: str) -> str:
@@ -129,36 +111,37 @@ def memory(results: Results, size: str) -> str:
     for method in CASES:
         ours = _of(results, "plait", suite="methods", size=size, where="memory", method=method)
         if ours:
-            rows.append([f"`{method}`", _mib(ours["rss"]), _mib(ours["private"]), _seconds(ours["wall"])])
-    return _table(["method", "peak MiB", "private", "wall s"], rows)
+            rows.append([f"`{method}`", mib(ours["rss"]), mib(ours["private"]), seconds(ours["wall"])])
+    return table(["method", "peak MiB", "private", "wall s"], rows)
 
 
-def _scale(results: Results, suite: str, column: str, unit: str) -> str:
+def _scale(results: Results, suite: str, column: str, unit: str = "", **only: str) -> str:
     rows = []
-    for entry in results.find(suite=suite, tool="plait"):
+    found = results.find(suite=suite, tool="plait", **only)
+    for entry in sorted(found, key=lambda e: (list(CASES).index(e["method"]), number(e[column]))):
         at = {k: entry[k] for k in ("suite", "size", "method", "experts", "threads")}
         floor, ours = _of(results, "floor", **at), entry["median"]
         label = str(entry[column]).removesuffix("t") if column == "size" and unit else str(entry[column])
-        numbers = [_seconds(ours["wall"]), _seconds(ours["work"]), _seconds(floor.get("work"))]
-        ratio = _times(_ratio(ours["work"], floor.get("work")))
-        rows.append([f"`{entry['method']}`", label, *numbers, ratio, _seconds(ours["cpu"]), _mib(ours["rss"])])
+        numbers = [seconds(ours["wall"]), seconds(ours["work"]), seconds(floor.get("work"))]
+        floors = factor(ratio(ours["work"], floor.get("work")))
+        rows.append([f"`{entry['method']}`", label, *numbers, floors, seconds(ours["cpu"]), mib(ours["rss"])])
     head = ["method", unit or column, "plait s", "after start-up s", "floor s", "in floors", "CPU s", "peak MiB"]
-    return _table(head, rows)
+    return table(head, rows)
 
 
-def experts(results: Results) -> str:
+def experts(results: Results, size: str) -> str:
     """Cost with the number of experts."""
-    return _scale(results, "experts", "experts", "")
+    return _scale(results, "experts", "experts", size=size)
 
 
-def threads(results: Results) -> str:
+def threads(results: Results, size: str) -> str:
     """Cost with threads."""
-    return _scale(results, "threads", "threads", "")
+    return _scale(results, "threads", "threads", size=size)
 
 
 def sizes(results: Results) -> str:
     """Cost with the size of the model."""
-    return _scale(results, "size", "size", "")
+    return _scale(results, "size", "size")
 
 
 def tensors(results: Results) -> str:
@@ -169,15 +152,15 @@ def tensors(results: Results) -> str:
 def startup(results: Results) -> str:
     """Commands that merge nothing, and a small merge."""
     rows = [
-        [f"`{e['tool']}`", _seconds(e["median"]["wall"]), _seconds(e["median"]["cpu"]), _mib(e["median"]["rss"])]
+        [f"`{e['tool']}`", seconds(e["median"]["wall"]), seconds(e["median"]["cpu"]), mib(e["median"]["rss"])]
         for e in results.find(suite="startup")
     ]
     for e in results.find(suite="100 MB"):
         if e["tool"] in ("plait", "mergekit"):
             m = e["median"]
             what = f"{e['tool']}: `{e['method']}`, base and three experts of 100 MB"
-            rows.append([what, _seconds(m["wall"]), _seconds(m["cpu"]), _mib(m["rss"])])
-    return _table(["command", "wall s", "CPU s", "peak MiB"], rows)
+            rows.append([what, seconds(m["wall"]), seconds(m["cpu"]), mib(m["rss"])])
+    return table(["command", "wall s", "CPU s", "peak MiB"], rows)
 
 
 def misses(results: Results) -> str:

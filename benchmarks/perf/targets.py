@@ -9,12 +9,12 @@ from typing import Any
 from perf.cases import CASES
 from perf.results import Results
 
-__all__ = ["CPU_SHARE", "FLOORS", "Verdict", "verdicts"]
+__all__ = ["CPU_SHARE", "FLOORS", "Verdict", "mergekit_work", "verdicts"]
 
 #: plait's seconds after start-up, in floors
-FLOORS = {"one": 1.5, "survey": 3.5}
+FLOORS = {"one": 1.5, "survey": 3.5, "angle": 3.5}
 _FIFTH, _TWENTIETH = 1 / 5, 1 / 20
-#: plait's processor seconds, whole command, as a share of mergekit's
+#: plait's processor seconds after start-up as a share of mergekit's, after its own
 CPU_SHARE = {
     **dict.fromkeys(("linear", "task_arithmetic", "slerp", "nuslerp"), _FIFTH),
     **dict.fromkeys(("ties", "breadcrumbs", "della", "sce", "karcher"), _TWENTIETH),
@@ -35,6 +35,12 @@ class Verdict:
     def met(self) -> bool:
         """Whether the figure is within its target."""
         return self.value <= self.limit
+
+
+def mergekit_work(results: Results, median: dict[str, float]) -> float:
+    """Processor seconds of mergekit without those of printing its help, where they were measured."""
+    start = results.one(suite="startup", tool="mergekit-yaml --help")
+    return median["cpu"] - (start["median"]["cpu"] if start else 0.0)
 
 
 def verdicts(results: Results) -> Iterator[Verdict]:
@@ -63,14 +69,16 @@ def _method(results: Results, size: str, method: str) -> Iterator[Verdict]:
         if not ours:
             continue
         name = f"{method}{'' if tool == 'plait' else ' as in mergekit'}, {size}"
+        passes = CASES[method].passes if tool == "plait" else "survey"  # a matched norm is surveyed
         if floor:
-            yield Verdict(
-                f"{name}: after start-up", ours["work"] / floor["work"], FLOORS[CASES[method].passes], " floors"
-            )
+            yield Verdict(f"{name}: after start-up", ours["work"] / floor["work"], FLOORS[passes], " floors")
+        if floor and passes == "angle" and "phases.survey" in ours:
+            merging = (ours["work"] - ours["phases.survey"]) / floor["work"]
+            yield Verdict(f"{name}: once the angle is known", merging, FLOORS["one"], " floors")
         if mergekit:
             yield Verdict(f"{name}: wall time, share of mergekit's", ours["wall"] / mergekit["wall"], 1.0)
         if mergekit and method in CPU_SHARE:
-            share = ours["cpu"] / mergekit["cpu"]
+            share = ours["work_cpu"] / mergekit_work(results, mergekit)
             yield Verdict(f"{name}: processor time, share of mergekit's", share, CPU_SHARE[method])
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from perf.cases import Case, inputs, mergekit_config, plait_recipe
-from perf.process import evict, measure
+from perf.machine import available
+from perf.process import Failed, evict, measure
 
 __all__ = ["MERGEKIT_FLAGS", "PLAIT", "START_UP", "TOOLS", "Job", "run"]
 
@@ -22,6 +23,8 @@ START_UP = ("start", "compile")
 #: none of its other flags made a merge faster: --lazy-unpickle is for pickled files; --async-write, --low-cpu-memory
 #: and arithmetic in float32 cost the same or more
 MERGEKIT_FLAGS = ["--quiet", "--no-copy-tokenizer", "--no-write-model-card"]
+#: bytes it needs beside the inputs, its output included, in sizes of one model; more than is free is not tried
+MERGEKIT_MEMORY = 5
 
 
 @dataclass(frozen=True)
@@ -77,6 +80,12 @@ def _floor(job: Job, scratch: Path) -> dict[str, Any]:
 
 def _mergekit(job: Job, scratch: Path) -> dict[str, Any]:
     assert job.mergekit is not None
+    model = inputs(job.case, job.models, job.experts)[0]
+    needed = MERGEKIT_MEMORY * sum(p.stat().st_size for p in model.glob("*.safetensors"))
+    if available() < needed:
+        raise Failed(
+            f"mergekit needs about {needed / 1e9:.0f} GB of free memory here; {available() / 1e9:.0f} GB are free"
+        )
     config = _dump(scratch / "config.yaml", mergekit_config(job.case, job.models, job.experts, job.precise))
     program = [job.mergekit / "bin" / "mergekit-yaml", config, scratch / "out", *MERGEKIT_FLAGS]
     threads = str(job.threads)
