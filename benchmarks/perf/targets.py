@@ -77,7 +77,7 @@ def _method(results: Results, size: str, method: str) -> Iterator[Verdict]:
             yield Verdict(f"{name}: once the angle is known", merging, FLOORS["one"], " floors")
         if mergekit:
             yield Verdict(f"{name}: wall time, share of mergekit's", ours["wall"] / mergekit["wall"], 1.0)
-        if mergekit and method in CPU_SHARE:
+        if mergekit and method in CPU_SHARE and "work_cpu" in ours:
             share = ours["work_cpu"] / mergekit_work(results, mergekit)
             yield Verdict(f"{name}: processor time, share of mergekit's", share, CPU_SHARE[method])
 
