@@ -96,8 +96,10 @@ def phases(results: Results, size: str) -> str:
     for method in CASES:
         ours = _of(results, "plait", suite="methods", size=size, where="memory", method=method)
         if any(key.startswith("phases.") for key in ours):
-            rows.append([f"`{method}`", *(seconds(ours.get(f"phases.{p}")) for p in _PHASES)])
-    return table(["method", *(f"{p} s" for p in _PHASES)], rows)
+            rows.append(
+                [f"`{method}`", *(seconds(ours.get(f"phases.{p}")) for p in _PHASES), seconds(ours.get("exit"))]
+            )
+    return table(["method", *(f"{p} s" for p in _PHASES), "exit s"], rows)
 
 
 def disk(results: Results, size: str) -> str:
