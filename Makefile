@@ -4,8 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.plait-ready
 JOBS ?= 2
+# Where benchmarks write models: 13 GB in memory-backed storage, 5 GB on a disk.
+BENCH_DIR ?= /dev/shm/plait-bench
+BENCH_DISK ?= .cache/bench
+BENCH_FLAGS ?=
+MERGEKIT ?= .venv-mergekit
+PERFORMANCE = $(BIN)/python benchmarks/performance.py
 
-.PHONY: demo demo-all test check format clean
+.PHONY: demo demo-all test check format bench bench-mergekit-env clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -33,5 +39,14 @@ format: $(STAMP)
 	$(BIN)/ruff check --fix src tests benchmarks
 	$(BIN)/ruff format src tests benchmarks
 
+bench-mergekit-env: $(STAMP)
+	$(PERFORMANCE) mergekit-env $(MERGEKIT)
+
+bench: $(STAMP) bench-mergekit-env
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --group bench
+	$(PERFORMANCE) all --dir $(BENCH_DIR) --disk $(BENCH_DISK) --mergekit-env $(MERGEKIT) $(BENCH_FLAGS)
+	$(PERFORMANCE) plot
+	$(PERFORMANCE) report > docs/performance.md
+
 clean:
-	rm -rf $(VENV) .cache build dist
+	rm -rf $(VENV) $(MERGEKIT) .cache build dist

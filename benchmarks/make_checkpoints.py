@@ -1,10 +1,17 @@
-"""Write synthetic Llama-shaped checkpoints: a base and experts with heavy-tailed deltas, in bfloat16.
+"""Write synthetic checkpoints of real shapes: a base and experts with heavy-tailed deltas, in bfloat16.
 
     python benchmarks/make_checkpoints.py OUT --size 0.5b --experts 3
+    python benchmarks/make_checkpoints.py OUT --tensors 36000
+    python benchmarks/make_checkpoints.py OUT --size 8b --sparse 2
 
 Rows of the base are Gaussian with log-normal scales; an expert is the base plus a Student-t(3) delta of about 2 % of
 the row's scale plus a part of rank 8. Every tensor depends on (seed, model, tensor name) alone. Random numbers are
-re-read from one pool at random offsets, so that a billion parameters take seconds.
+re-read from one pool of 2²⁴ at random offsets, so that a billion parameters take seconds. Models that are complete are
+kept: the same command with more experts adds those that are missing.
+
+`--tensors N` writes N tiny matrices under the names of a mixture of experts instead of a Llama. `--sparse K` writes the
+embedding, the norms, the head and the first K layers, and leaves the rest as holes: whole files of the whole shape on
+little disk. A hole reads as zeros in base and experts alike, so such a model measures memory, and nothing else.
 """
 
 from __future__ import annotations
@@ -13,10 +20,11 @@ import argparse
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 SIZES = {
@@ -28,6 +36,9 @@ SIZES = {
 }
 POOL = 1 << 24
 SHARD = 2 << 30
+TINY = 16
+TINY_EXPERTS = 64
+Shapes = list[tuple[str, tuple[int, ...]]]
 
 
 def shapes(
@@ -50,6 +61,29 @@ def shapes(
     yield "model.norm.weight", (hidden,)
     if not tied:
         yield "lm_head.weight", (vocab, hidden)
+
+
+def tiny_shapes(count: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and shapes of a mixture of very many very small experts."""
+    for i in range(count):
+        layer, rest = divmod(i, 3 * TINY_EXPERTS)
+        expert, kind = divmod(rest, 3)
+        part = ("gate", "up", "down")[kind]
+        yield f"model.layers.{layer}.mlp.experts.{expert}.{part}_proj.weight", (TINY, TINY)
+
+
+@dataclass(frozen=True)
+class Model:
+    """What is written: tensors, their configuration, and which of them stay holes."""
+
+    tensors: Shapes
+    config: dict[str, Any]
+    filled: int | None = None
+
+    def hole(self, name: str) -> bool:
+        """Whether a tensor is left out of a sparse file."""
+        parts = name.split(".")
+        return self.filled is not None and parts[1] == "layers" and int(parts[2]) >= self.filled
 
 
 class Pool:
@@ -89,50 +123,68 @@ def delta(pool: Pool, name: str, shape: tuple[int, ...], expert: int) -> Tensor:
     return torch.addmm(change, u, v, alpha=0.003) * shape[1] ** -0.5
 
 
-def write(out: Path, size: str, expert: int | None, pool: Pool) -> None:
+def shards(tensors: Shapes) -> list[Shapes]:
+    """Split into files of at most 2 GiB."""
+    files: list[Shapes] = [[]]
+    used = 0
+    for name, shape in tensors:
+        size = 2 * torch.Size(shape).numel()
+        if used and used + size > SHARD:
+            files.append([])
+            used = 0
+        files[-1].append((name, shape))
+        used += size
+    return files
+
+
+def write_shard(path: Path, tensors: Shapes, model: Model, expert: int | None, pool: Pool) -> int:
+    """Write one safetensors file, a tensor at a time."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, shape in tensors:
+        start, end = end, end + 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+        for name, shape in tensors:
+            if model.hole(name):
+                continue
+            tensor = base_tensor(pool, name, shape)
+            if expert is not None:
+                tensor = tensor + delta(pool, name, shape, expert)
+            file.seek(8 + len(text) + header[name]["data_offsets"][0])
+            file.write(tensor.to(torch.bfloat16).view(torch.int16).numpy())
+    return end
+
+
+def write(out: Path, model: Model, expert: int | None, pool: Pool) -> None:
     """Write one model in shards of at most 2 GiB."""
     out.mkdir(parents=True, exist_ok=True)
-    spec = SIZES[size]
-    weight_map: dict[str, str] = {}
-    shard: dict[str, Tensor] = {}
-    files: list[Path] = []
-    total = used = 0
-
-    def flush() -> None:
-        nonlocal used
-        path = out / f"part-{len(files)}.safetensors"
-        save_file(shard, path, metadata={"format": "pt"})
-        files.append(path)
-        weight_map.update(dict.fromkeys(shard, path.name))
-        shard.clear()
-        used = 0
-
-    for name, shape in shapes(*spec):
-        tensor = base_tensor(pool, name, shape)
-        if expert is not None:
-            tensor = tensor + delta(pool, name, shape, expert)
-        low = tensor.to(torch.bfloat16)
-        if used and used + low.nbytes > SHARD:
-            flush()
-        shard[name] = low
-        used += low.nbytes
-        total += low.nbytes
-    flush()
-    names = {
-        p.name: "model.safetensors" if len(files) == 1 else f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
-        for i, p in enumerate(files)
-    }
-    for path in files:
-        path.rename(out / names[path.name])
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": {k: names[v] for k, v in weight_map.items()}}
+    files = shards(model.tensors)
+    count = len(files)
+    names = [
+        f"model-{i + 1:05d}-of-{count:05d}.safetensors" if count > 1 else "model.safetensors" for i in range(count)
+    ]
+    total = sum(write_shard(out / n, t, model, expert, pool) for n, t in zip(names, files, strict=True))
+    if count > 1:
+        where = {name: n for n, tensors in zip(names, files, strict=True) for name, _ in tensors}
+        index = {"metadata": {"total_size": total}, "weight_map": where}
         (out / "model.safetensors.index.json").write_text(json.dumps(index, indent=1))
-    hidden, layers, heads, kv, ffn, vocab, tied = spec
+    (out / "config.json").write_text(json.dumps(model.config, indent=2))
+
+
+def llama(size: str, layers: int | None, filled: int | None = None) -> Model:
+    """A Llama of a named size."""
+    hidden, depth, heads, kv, ffn, vocab, tied = SIZES[size]
+    depth = layers or depth
     config = {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
         "hidden_size": hidden,
-        "num_hidden_layers": layers,
+        "num_hidden_layers": depth,
         "num_attention_heads": heads,
         "num_key_value_heads": kv,
         "intermediate_size": ffn,
@@ -140,7 +192,36 @@ def write(out: Path, size: str, expert: int | None, pool: Pool) -> None:
         "tie_word_embeddings": tied,
         "dtype": "bfloat16",
     }
-    (out / "config.json").write_text(json.dumps(config, indent=2))
+    return Model(list(shapes(hidden, depth, heads, kv, ffn, vocab, tied)), config, filled)
+
+
+def mixture(count: int) -> Model:
+    """A mixture of experts of `count` tiny matrices."""
+    config = {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        "model_type": "qwen3_moe",
+        "hidden_size": TINY,
+        "moe_intermediate_size": TINY,
+        "num_experts": TINY_EXPERTS,
+        "num_hidden_layers": -(-count // (3 * TINY_EXPERTS)),
+        "tie_word_embeddings": True,
+        "dtype": "bfloat16",
+    }
+    return Model(list(tiny_shapes(count)), config)
+
+
+def make(out: Path, model: Model, experts: int, seed: int = 0) -> None:
+    """Write the base and the experts that are not there yet."""
+    names = {"base": None} | {f"expert{i}": i for i in range(experts)}
+    mark = hashlib.blake2b(repr((seed, model)).encode(), digest_size=16).hexdigest()
+    marks = {name: out / f".{name}" for name in names}
+    missing = {n: e for n, e in names.items() if not marks[n].is_file() or marks[n].read_text() != mark}
+    pool = Pool(seed) if missing else None
+    for name, expert in missing.items():
+        assert pool is not None
+        marks[name].unlink(missing_ok=True)
+        write(out / name, model, expert, pool)
+        marks[name].write_text(mark)
 
 
 def main() -> None:
@@ -150,15 +231,14 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--layers", type=int, help="another number of layers")
+    parser.add_argument("--tensors", type=int, help="this many tiny matrices, instead of a Llama")
+    parser.add_argument("--sparse", type=int, metavar="K", help="leave all layers but the first K as holes")
     arguments = parser.parse_args()
-    if arguments.layers:
-        spec = list(SIZES[arguments.size])
-        spec[1] = arguments.layers
-        SIZES[arguments.size] = tuple(spec)  # type: ignore[assignment]
-    pool = Pool(arguments.seed)
-    write(arguments.out / "base", arguments.size, None, pool)
-    for expert in range(arguments.experts):
-        write(arguments.out / f"expert{expert}", arguments.size, expert, pool)
+    if arguments.tensors:
+        model = mixture(arguments.tensors)
+    else:
+        model = llama(arguments.size, arguments.layers, arguments.sparse)
+    make(arguments.out, model, arguments.experts, arguments.seed)
 
 
 if __name__ == "__main__":
