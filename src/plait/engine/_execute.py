@@ -18,12 +18,13 @@ from plait.engine._evaluate import Evaluator
 from plait.engine._factors import FactorCache
 from plait.engine._facts import FactStore
 from plait.engine._hashes import InputHashes, bytes_of
+from plait.engine._inputs import check_unchanged
 from plait.engine._nested import PlannedTensor
 from plait.engine._options import Options, Progress, Silent
 from plait.engine._output import GrowingOutput, check_target
 from plait.engine._plan import Job, Plan
 from plait.engine._scheduler import check_memory, each, pool
-from plait.errors import DiskSpaceError, OutputError, PlaitError
+from plait.errors import DiskSpaceError, OutputError, PlaitError, UnreachableError
 from plait.tensors.spectral import svd
 
 __all__ = ["Result", "execute", "execute_in_memory"]
@@ -213,8 +214,9 @@ def execute(
             files["model.safetensors.index.json"] = index.encode()
         if describe is not None:
             files |= describe(plan, result)
+        check_unchanged(plan)
         output.finish(files)
-    except (DiskSpaceError, OutputError):
+    except (DiskSpaceError, OutputError, UnreachableError):
         output.abandon(keep=True)
         raise
     except PlaitError:
