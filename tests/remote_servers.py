@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 from fsspec.implementations.memory import MemoryFileSystem
@@ -127,10 +127,10 @@ class Faltering(MemoryFileSystem):
     """Storage in memory that notes every range, and raises what it is told to."""
 
     protocol = "faltering"
-    store: dict[str, Any] = {}
-    pseudo_dirs = [""]
-    ranges: list[tuple[str, int, int]] = []
-    errors: list[BaseException | int] = []
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
+    ranges: ClassVar[list[tuple[str, int, int]]] = []
+    errors: ClassVar[list[BaseException | int]] = []
 
     @classmethod
     def _strip_protocol(cls, path: Any) -> Any:

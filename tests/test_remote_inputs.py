@@ -243,9 +243,7 @@ def test_missing_permission(s3: str, tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise s3fs.errors.translate_boto_error(ClientError(answer, "GetObject"))
 
     monkeypatch.setattr(s3fs.S3FileSystem, "_call_s3", refuse)
-    with pytest.raises(
-        CheckpointError, match=r"lm_head.*s3://models/secret/model.safetensors was refused.*credentials"
-    ):
+    with pytest.raises(CheckpointError, match=r"lm_head.*s3://models/secret/.* was refused.*credentials"):
         checkpoint["lm_head.weight"].load()
     monkeypatch.setattr(s3fs.S3FileSystem, "_lsdir", refuse)
     with pytest.raises(CheckpointError, match=r"listing s3://models/secret was refused"):

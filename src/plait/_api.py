@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from plait.engine import Options, Plan, Progress, Result, compile_recipe, default_threads, execute, execute_in_memory
+from plait.errors import RecipeError
 from plait.recipes import parse_size
 from plait.reports import describe_output
 from plait.tuning import Soup
@@ -49,6 +50,9 @@ def merge(
     block: int = 1 << 18,
     factors: str | Path | None = None,
     progress: Progress | None = None,
+    executor: str = "threads",
+    address: str | None = None,
+    spool: str | Path | None = None,
 ) -> Result:
     """Merge models into a new model folder.
 
@@ -57,15 +61,18 @@ def merge(
 
     Args:
         recipe: path of a YAML file, the recipe as a mapping, or a plan.
-        out: the folder to make.
-        memory: bound on bytes of tensors in flight, e.g. "512MiB".
-        threads: worker threads; all cores by default.
+        out: the folder to make, or the URL of one (`s3://bucket/name`).
+        memory: bound on bytes of tensors in flight, e.g. "512MiB"; with Ray, of each task.
+        threads: worker threads; all cores by default. With Ray, the CPUs of each task.
         device: "cpu", "cuda" or "cuda:N".
         overwrite: replace an existing model folder, once the new one is complete.
         block: elements per block of elementwise methods.
         factors: a folder in which the factorisations of spectral methods are kept, by the content of their matrices,
             for later runs and sweeps; it grows to about twice the size of the deltas in float32.
         progress: told about phases and bytes.
+        executor: "threads" of this process, or "ray".
+        address: of the Ray cluster; by default RAY_ADDRESS, or a new one on this machine.
+        spool: where shards are made before they are uploaded, if `out` is a URL; two of them at most.
 
     Returns:
         Hashes of the output and of the inputs.
@@ -75,8 +82,17 @@ def merge(
     """
     compiled = recipe if isinstance(recipe, Plan) else compile_recipe(recipe)
     kept = Path(factors) if factors is not None else None
-    options = _options(memory, threads, device, overwrite=overwrite, block=block, factors=kept)
-    return execute(compiled, Path(out), options, progress, describe_output)
+    room = Path(spool) if spool is not None else None
+    options = _options(memory, threads, device, overwrite=overwrite, block=block, factors=kept, spool=room)
+    if executor == "threads" and address is None:
+        return execute(compiled, out, options, progress, describe_output)
+    if executor != "ray":
+        wrong = "an address is for --executor ray" if executor == "threads" else f"there is no executor {executor!r}"
+        raise RecipeError(f"{wrong}; executors are threads and ray.")
+    from plait.engine._ray import RayExecutor
+
+    with RayExecutor(address) as cluster:
+        return execute(compiled, out, options, progress, describe_output, cluster)
 
 
 def merge_state_dicts(
@@ -126,8 +142,6 @@ def merge_state_dicts(
         >>> plait.merge_state_dicts("task_arithmetic", experts, base, weights=[1.0, 0.5])["w"]
         tensor([1., 1.])
     """
-    from plait.errors import RecipeError
-
     named = dict(experts) if isinstance(experts, Mapping) else {f"expert{i}": e for i, e in enumerate(experts)}
     if weights is not None and len(weights) != len(named):
         raise RecipeError(f"{len(weights)} weights are given for {len(named)} experts.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,8 +27,10 @@ _FLAT = {"s3", "s3a", "gs", "gcs", "abfs", "abfss", "az", "adl", "oss", "http", 
 
 def tag_of(info: Mapping[str, Any]) -> str:
     """The version of an object, as far as its storage tells."""
-    found = next((str(info[key]) for key in (*_TAGS, *_TIMES) if info.get(key)), "")
-    return found.strip('"')
+    found = next((info[key] for key in (*_TAGS, *_TIMES) if info.get(key)), "")
+    if isinstance(found, datetime):  # listings and look-ups of one storage spell times differently
+        found = (found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp()
+    return str(found).strip('"')
 
 
 class Store:
@@ -179,11 +182,10 @@ class Store:
         self._write(f"uploading {self.name(path)}", action)
         return self._arrived(path, source.stat().st_size)
 
-    def move(self, source: str, path: str, size: int) -> None:
-        """Give an object another name, within the storage."""
-        self._write(f"moving {self.name(source)} to {self.name(path)}", partial(self.fs.cp_file, source, path))
-        self._arrived(path, size)
-        self.remove([source])
+    def copy(self, source: str, path: str, size: int) -> dict[str, Any]:
+        """Copy an object within the storage; return what the storage then knows of the copy."""
+        self._write(f"copying {self.name(source)} to {self.name(path)}", partial(self.fs.cp_file, source, path))
+        return self._arrived(path, size)
 
     def _arrived(self, path: str, size: int) -> dict[str, Any]:
         self.fs.invalidate_cache()

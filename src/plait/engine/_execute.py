@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,22 @@ from torch import Tensor
 
 from plait.checkpoints import LazyTensor
 from plait.engine._evaluate import Evaluator
+from plait.engine._executors import Executor, Threads, ThreadWorkers, Workers
 from plait.engine._factors import FactorCache
 from plait.engine._facts import FactStore
 from plait.engine._hashes import InputHashes, bytes_of
 from plait.engine._inputs import check_unchanged
 from plait.engine._nested import PlannedTensor
 from plait.engine._options import Options, Progress, Silent
-from plait.engine._output import GrowingOutput, check_target
+from plait.engine._output import GrowingOutput
 from plait.engine._plan import Job, Plan
+from plait.engine._remote_output import RemoteOutput
 from plait.engine._scheduler import check_memory, each, pool
-from plait.errors import DiskSpaceError, OutputError, PlaitError, UnreachableError
+from plait.engine._targets import check_output, open_output
+from plait.errors import ClusterError, DiskSpaceError, OutputError, PlaitError, UnreachableError
 from plait.tensors.spectral import svd
 
-__all__ = ["Result", "execute", "execute_in_memory"]
+__all__ = ["Result", "Run", "execute", "execute_in_memory"]
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Result:
     resumed: int = 0
 
 
-class _Run:
+class Run:
     """One execution: evaluators for the plan and its nested plans, surveys, and the merge of each job."""
 
     def __init__(self, plan: Plan, options: Options, progress: Progress) -> None:
@@ -78,7 +80,7 @@ class _Run:
                         source.cache.evaluator = next(e for e in self.evaluators if e.plan is source.cache.plan)
         self.main = self.evaluators[-1]
 
-    def survey(self, workers: ThreadPoolExecutor, store: FactStore | None = None) -> None:
+    def survey(self, workers: Workers, store: FactStore | None = None) -> None:
         """Run the model-wide surveys, of nested recipes first; rounds found in the store are not run again."""
         for index, evaluator in enumerate(self.evaluators):
             rounds = evaluator.model_rounds()
@@ -92,13 +94,7 @@ class _Run:
                 size = sum(s.nbytes for job in jobs for s in job.sources)
                 self.progress.phase(f"surveying for {name} ({number + 1} of {len(rounds)})", size)
                 total: Any = None
-
-                def work(job: Job, evaluator: Evaluator = evaluator, step: int = step) -> Any:
-                    part = evaluator.survey(job, step)
-                    self.progress.advance(sum(s.nbytes for s in job.sources))
-                    return part
-
-                for part in each(workers, jobs, work, self.options, self.block, self.stop):
+                for part in workers.survey(index, step, jobs):
                     if part is not None:
                         total = part if total is None else total + part
                 evaluator.facts.setdefault(step, []).append(total)
@@ -161,7 +157,7 @@ def execute_in_memory(plan: Plan, options: Options | None = None) -> dict[str, T
         PlaitError: as `execute`.
     """
     options = options or Options()
-    run = _Run(plan, options, Silent())
+    run = Run(plan, options, Silent())
     result = {job.name: torch.empty(job.entry.shape, dtype=job.entry.dtype) for job in plan.jobs}
 
     def work(job: Job) -> None:
@@ -172,28 +168,30 @@ def execute_in_memory(plan: Plan, options: Options | None = None) -> dict[str, T
 
         run.merge(job, write)
 
-    with pool(options.threads) as workers:
-        run.survey(workers)
-        for _ in each(workers, plan.jobs, work, options, run.block, run.stop):
+    with pool(options.threads) as threads:
+        run.survey(ThreadWorkers(run, threads))
+        for _ in each(threads, plan.jobs, work, options, run.block, run.stop):
             pass
     return result
 
 
 def execute(
     plan: Plan,
-    out: Path,
+    out: Path | str,
     options: Options | None = None,
     progress: Progress | None = None,
     describe: Callable[[Plan, Result], Mapping[str, bytes]] | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Run a plan into a new folder, or continue a killed run of it.
 
     Args:
         plan: what to do.
-        out: the folder to make. It appears only when it is complete.
+        out: the folder to make, or the URL of one. It appears only when it is complete.
         options: how to do it.
         progress: told about bytes and phases.
         describe: gives the small files (config, card, provenance) once the tensors are known.
+        executor: who does the work; by default the threads of this process.
 
     Raises:
         OutputError, DiskSpaceError, MemoryBudgetError: before anything is written.
@@ -201,13 +199,15 @@ def execute(
     """
     options = options or Options()
     progress = progress or Silent()
-    run = _Run(plan, options, progress)
-    check_target(plan, out, options.overwrite)
+    run = Run(plan, options, progress)
+    executor = executor or Threads()
+    executor.check(plan, options)
+    check_output(plan, out, options)
     if describe is not None:  # once without results: what cannot be read or written is found before any output
         describe(plan, Result({job.name: "" for job in plan.jobs}, {}))
-    output = GrowingOutput(out, plan.layout, plan.fingerprint(options.device), options.overwrite)
+    output = open_output(plan, out, options)
     try:
-        result = _fill(plan, output, run, progress)
+        result = _fill(plan, output, run, progress, executor)
         files: dict[str, bytes] = {}
         index = plan.layout.index()
         if index is not None:
@@ -216,7 +216,7 @@ def execute(
             files |= describe(plan, result)
         check_unchanged(plan)
         output.finish(files)
-    except (DiskSpaceError, OutputError, UnreachableError):
+    except (ClusterError, DiskSpaceError, OutputError, UnreachableError):
         output.abandon(keep=True)
         raise
     except PlaitError:
@@ -228,28 +228,26 @@ def execute(
     return result
 
 
-def _fill(plan: Plan, output: GrowingOutput, run: _Run, progress: Progress) -> Result:
+def _fill(plan: Plan, output: GrowingOutput | RemoteOutput, run: Run, progress: Progress, executor: Executor) -> Result:
     digests = _resume(plan, output, run) if output.resumed else {}
     resumed = len(digests)
     if resumed:
         progress.note(f"continuing: {resumed} of {len(plan.jobs)} tensors were finished by an earlier run")
     todo = [job for job in plan.jobs if job.name not in digests]
-
-    def work(job: Job) -> tuple[Job, str]:
-        return job, run.merge(job, lambda start, values: output.write(job.name, start, values))
-
-    with pool(run.options.threads) as workers:
+    with executor.start(run) as workers:
         if todo:
-            run.survey(workers, FactStore(output.work))
+            run.survey(workers, output.facts)
             progress.phase("merging", sum(s.nbytes for job in todo for s in job.sources))
-        for job, digest in each(workers, todo, work, run.options, run.block, run.stop):
-            digests[job.name] = digest
-            inputs = [run.hashes.get(leaf) for leaf in run.leaves(job)]
-            output.journal.finish(job.name, digest, {str(i): value for i, value in enumerate(inputs)})
+        for done in workers.merge(todo, output):
+            name = done.job.name
+            digests[name] = done.digest
+            for leaf, digest in zip(run.leaves(done.job), done.inputs, strict=True):
+                run.hashes.restore(leaf, digest)
+            output.journal.finish(name, done.digest, {str(i): value for i, value in enumerate(done.inputs)})
     return Result(digests, run.input_digests(), resumed)
 
 
-def _resume(plan: Plan, output: GrowingOutput, run: _Run) -> dict[str, str]:
+def _resume(plan: Plan, output: GrowingOutput | RemoteOutput, run: Run) -> dict[str, str]:
     """Trust a finished tensor only if its bytes still hash to what the journal says."""
     found: dict[str, str] = {}
     for job in plan.jobs:

@@ -63,6 +63,8 @@ class Options:
         block: elements per block of elementwise methods, a multiple of 65,536.
         overwrite: replace an existing output.
         factors: a folder in which factorisations are kept for later runs.
+        spool: where shards of a remote output are made before they are uploaded; the system's temporary folder by
+            default.
         replay: uniform numbers to use instead of drawn ones, see `plait.tensors.randomness.Draws`.
     """
 
@@ -72,6 +74,7 @@ class Options:
     block: int = BLOCK
     overwrite: bool = False
     factors: Path | None = None
+    spool: Path | None = None
     replay: Callable[[str, str], Tensor] | None = None
 
     def check(self) -> None:
