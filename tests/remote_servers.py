@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import threading
+import time
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -71,6 +73,7 @@ class _Ranges(SimpleHTTPRequestHandler):
 
     def do_GET(self) -> None:
         log: Any = self.server
+        time.sleep(log.delay if self.command == "GET" else 0)
         path = Path(self.translate_path(self.path))
         if log.failures > 0 and "Range" in self.headers:
             log.failures -= 1
@@ -81,7 +84,7 @@ class _Ranges(SimpleHTTPRequestHandler):
             return
         data, found = path.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
         status = 200
-        headers = {"ETag": f'"{hash(data)}"'}
+        headers = {"ETag": f'"{zlib.crc32(data)}"'}
         if found and log.ranges:
             first, last = int(found[1]), int(found[2])
             headers["Content-Range"] = f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"
@@ -111,7 +114,7 @@ def web_server(folder: Path, *, ranges: bool = True) -> Iterator[Any]:
     """A web server of a folder; `server.url` is its address, `server.sent` what it sent: (file, bytes)."""
     server: Any = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Ranges, directory=str(folder)))
     server.daemon_threads = True
-    server.ranges, server.failures, server.sent, server.heads = ranges, 0, [], []
+    server.ranges, server.failures, server.delay, server.sent, server.heads = ranges, 0, 0.0, [], []
     server.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath, PurePosixPath
 from typing import TYPE_CHECKING, TypeAlias
 
-from plait.errors import CheckpointError
+from plait.errors import CheckpointError, MissingModelError
 
 if TYPE_CHECKING:
     from plait.checkpoints._store import Store
@@ -148,6 +148,7 @@ class RemotePath:
         """Size in bytes, and what tells this version of the file from another.
 
         Raises:
+            MissingModelError: if it is not there.
             CheckpointError: if the storage does not tell the size.
         """
         from plait.checkpoints._store import tag_of
@@ -156,7 +157,9 @@ class RemotePath:
         if not self.store.web and self.path != self.store.root:
             known = self.store.listing(self.parent.path).get(self.name)
         known = known or self.store.info(self.path)
-        if known is None or not isinstance(known.get("size"), int):
+        if known is None:
+            raise MissingModelError(f"there is no file {self}.")
+        if not isinstance(known.get("size"), int):
             raise CheckpointError(f"{self}: the storage does not tell the file's size. Download the model first.")
         return int(known["size"]), tag_of(known)
 
