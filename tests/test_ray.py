@@ -41,10 +41,8 @@ from ray.cluster_utils import Cluster
 from remote_servers import remote_tree, s3_server, upload, web_server
 
 pytestmark = [
-    # what ray, moto and their libraries say of their own future, and leave open when a node is killed
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore::FutureWarning"),
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    # the cluster's own handles of a node that is killed
+    pytest.mark.filterwarnings("ignore:subprocess .* is still running:ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]
 
@@ -328,6 +326,15 @@ def test_what_a_cluster_cannot_do_is_refused(cluster: Cluster, recipe: dict[str,
         execute(compile_recipe(recipe), tmp_path / "out", Options(replay=lambda *_: torch.zeros(1)), executor=executor)
     assert not [p for p in tmp_path.iterdir() if "out" in p.name]
     assert ray.is_initialized()  # a cluster that others have joined is left joined
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    from plait.engine._ray import RayExecutor
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1"):
+        with pytest.raises(ClusterError, match=rf"{address} cannot be joined.*--address"), RayExecutor(address):
+            pass
 
 
 def test_workers_that_see_other_inputs_or_versions_are_not_trusted(recipe: dict[str, Any], tmp_path: Path) -> None:

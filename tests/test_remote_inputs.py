@@ -24,12 +24,6 @@ pytest.importorskip("moto")
 
 from remote_servers import Faltering, faltering, s3_server, upload, web_server
 
-pytestmark = [
-    # botocore and moto speak of their own future
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:(botocore|moto|werkzeug|aiobotocore|s3fs).*"),
-    pytest.mark.filterwarnings("ignore:.*datetime.utcnow.*:DeprecationWarning"),
-]
-
 STATE = llama(0)
 
 

@@ -28,11 +28,6 @@ pytest.importorskip("moto")
 
 from remote_servers import Faltering, faltering, remote_tree, s3_server, upload
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:(botocore|moto|werkzeug|aiobotocore|s3fs).*"),
-    pytest.mark.filterwarnings("ignore:.*datetime.utcnow.*:DeprecationWarning"),
-]
-
 
 @pytest.fixture(autouse=True)
 def _patience(monkeypatch: pytest.MonkeyPatch) -> None:

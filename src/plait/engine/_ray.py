@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +27,7 @@ __all__ = ["RayExecutor"]
 
 #: how often a task is begun anew when its worker or node is lost
 RETRIES = 4
+_PATIENCE = 10.0  # seconds for a cluster to answer at all
 #: bytes that one survey task reads: small enough to spread, large enough to be worth a task
 LEAST, MOST = 64 << 20, 1 << 30
 
@@ -36,6 +38,24 @@ def _ray() -> Any:
     except ImportError:
         raise MissingExtraError("--executor ray needs Ray: pip install 'plait[ray]'") from None
     return ray
+
+
+def _reach(address: str) -> None:
+    """Find an address where nobody answers in seconds: Ray itself would ask for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return  # "auto", "local" and what a name service resolves
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except OSError as error:
+        raise _not_joined(address, error) from None
+
+
+def _not_joined(address: str, error: BaseException) -> ClusterError:
+    return ClusterError(
+        f"the Ray cluster {address} cannot be joined: {error}. Check the address, or leave --address out to begin one "
+        "here."
+    )
 
 
 class RayExecutor:
@@ -54,14 +74,13 @@ class RayExecutor:
         if ray.is_initialized():
             return self
         address = self.address or os.environ.get("RAY_ADDRESS")
+        if address:
+            _reach(address)
         options = {"address": address} if address else {"address": "local", "include_dashboard": False}
         try:
             ray.init(**options, log_to_driver=False, logging_level="ERROR")
         except (ConnectionError, OSError, RuntimeError, ValueError) as error:
-            raise ClusterError(
-                f"the Ray cluster {address or 'on this machine'} cannot be joined: {error}. Check the address, or "
-                "leave --address out to begin one here."
-            ) from None
+            raise _not_joined(address or "on this machine", error) from None
         self._ours = True
         return self
 
