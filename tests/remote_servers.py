@@ -6,7 +6,6 @@ import os
 import re
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -82,24 +81,26 @@ class _Ranges(SimpleHTTPRequestHandler):
         if not path.is_file():
             self.send_error(404)
             return
-        data, found = path.read_bytes(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        status = 200
-        headers = {"ETag": f'"{zlib.crc32(data)}"'}
+        state, found = path.stat(), re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last, status = 0, state.st_size - 1, 200
+        headers = {"ETag": f'"{state.st_size}-{state.st_mtime_ns}"'}
         if found and log.ranges:
-            first, last = int(found[1]), int(found[2])
-            headers["Content-Range"] = f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"
-            data, status = data[first : last + 1], 206
+            first, last, status = int(found[1]), min(int(found[2]), last), 206
+            headers["Content-Range"] = f"bytes {first}-{last}/{state.st_size}"
+        count = last - first + 1
         if self.command == "HEAD":
             log.heads.append(self.path)
         else:
-            log.sent.append((path.name, len(data)))
+            log.sent.append((path.name, count))
         self.send_response(status)
-        for key, value in {**headers, "Content-Length": str(len(data))}.items():
+        for key, value in {**headers, "Content-Length": str(count)}.items():
             self.send_header(key, value)
         self.end_headers()
         if self.command != "HEAD":
             try:
-                self.wfile.write(data)
+                with path.open("rb") as stream:
+                    stream.seek(first)
+                    self.wfile.write(stream.read(count))
             except (BrokenPipeError, ConnectionResetError):
                 self.close_connection = True
 
