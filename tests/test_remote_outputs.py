@@ -374,3 +374,24 @@ def test_the_command_line_takes_urls(s3: str, recipe: dict[str, Any], tmp_path: 
     assert "plait.json" in remote_tree("s3://models/cli/out")
     shown = run.invoke(app, ["inspect", "s3://models/cli/out", "--json"], catch_exceptions=False)
     assert json.loads(shown.output)["model"] == "s3://models/cli/out"
+
+
+def test_workers_on_one_spool_leave_each_other_alone(recipe: dict[str, Any], tmp_path: Path) -> None:
+    """Clearing away what killed processes have left never takes a file that another worker has just begun."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    shard = compile_recipe(recipe).layout.shards[0]
+    sink = RemoteSink("faltering://out", "", tmp_path / "spool")
+    left = tmp_path / "spool" / "plait-spool-left"
+    left.mkdir(parents=True)
+    (left / shard.name).write_bytes(b"of a killed process")
+
+    def work(_: int) -> None:
+        for _ in range(60):
+            file = sink.begin(shard)
+            assert file.path.read_bytes()[: len(shard.header)] == shard.header
+            file.discard()
+
+    with ThreadPoolExecutor(8) as workers:
+        list(workers.map(work, range(8)))
+    assert not list((tmp_path / "spool").iterdir())

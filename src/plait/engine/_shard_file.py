@@ -148,9 +148,15 @@ class RemoteSink:
         with _explained(home):
             home.mkdir(parents=True, exist_ok=True)
             _sweep(home)
-            folder = Path(tempfile.mkdtemp(prefix=_SPOOL, dir=home))
-        file = ShardFile(folder / shard.name, shard)
-        file.lock()
+            making = Path(tempfile.mkdtemp(prefix=f".{_SPOOL}", dir=home))
+        try:
+            file = ShardFile(making / shard.name, shard)
+            file.lock()  # before it has the name that others look for when they clear away what is left
+            with _explained(home):
+                file.path = making.rename(home / making.name[1:]) / shard.name
+        except BaseException:
+            shutil.rmtree(making, ignore_errors=True)
+            raise
         return file
 
     def deliver(self, file: ShardFile) -> dict[str, Any]:
@@ -163,15 +169,19 @@ class RemoteSink:
 
 def _sweep(home: Path) -> None:
     """Remove what killed processes have left in a spool: files that nobody holds the lock of."""
-    for path in home.glob(f"{_SPOOL}*/*.safetensors"):
+    for folder in home.iterdir():
+        if folder.name.startswith(_SPOOL):
+            try:
+                _remove_abandoned(folder)
+            except OSError:
+                continue  # gone meanwhile, or another user's
+
+
+def _remove_abandoned(folder: Path) -> None:
+    for path in folder.iterdir():
+        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
         try:
-            handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
-        except OSError:
-            continue  # gone, or another user's
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(path.parent, ignore_errors=True)
-        except BlockingIOError:
-            pass
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)  # BlockingIOError: somebody is at work
+            shutil.rmtree(folder, ignore_errors=True)
         finally:
             os.close(handle)
