@@ -88,6 +88,7 @@ def _loaded_by(statement: str) -> set[str]:
 
 
 HEAVY = {"torch", "numpy", "transformers", "peft", "optuna", "ray", "plotly", "lm_eval", "safetensors", "pydantic"}
+HEAVY |= {"fsspec", "s3fs", "aiohttp", "botocore", "huggingface_hub"}
 
 
 @pytest.mark.parametrize("statement", ["import plait", "import plait.errors"])
@@ -107,4 +108,15 @@ def test_merging_loads_nothing_optional() -> None:
     statement = (
         "import torch, plait; plait.merge_state_dicts('ties', [{'w': torch.ones(3)}], {'w': torch.zeros(3)}, threads=1)"
     )
-    assert not _loaded_by(statement) & {"transformers", "peft", "optuna", "ray", "plotly", "lm_eval", "scipy"}
+    optional = {"transformers", "peft", "optuna", "ray", "plotly", "lm_eval", "scipy"}
+    assert not _loaded_by(statement) & (optional | {"fsspec", "s3fs", "aiohttp", "botocore", "huggingface_hub"})
+
+
+def test_merging_folders_loads_no_remote_storage(tmp_path: Path) -> None:
+    """Neither do inputs and outputs on disk."""
+    from models import family, save_family
+
+    base, experts = family(1)
+    recipe = {"method": "task_arithmetic", **save_family(tmp_path, base, experts)}
+    statement = f"import plait; plait.merge({recipe!r}, {str(tmp_path / 'out')!r}, threads=1)"
+    assert not _loaded_by(statement) & {"fsspec", "ray", "s3fs", "aiohttp", "botocore", "huggingface_hub"}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from plait.engine import Options, Plan, Progress, Result, compile_recipe, default_threads, execute, execute_in_memory
+from plait.errors import RecipeError
 from plait.recipes import parse_size
 from plait.reports import describe_output
 from plait.tuning import Soup
@@ -50,6 +51,9 @@ def merge(
     factors: str | Path | None = None,
     compile: Literal["auto", "always", "never"] = "auto",
     progress: Progress | None = None,
+    executor: str = "threads",
+    address: str | None = None,
+    spool: str | Path | None = None,
 ) -> Result:
     """Merge models into a new model folder.
 
@@ -58,9 +62,9 @@ def merge(
 
     Args:
         recipe: path of a YAML file, the recipe as a mapping, or a plan.
-        out: the folder to make.
-        memory: bound on bytes of tensors in flight, e.g. "512MiB".
-        threads: worker threads; all cores by default.
+        out: the folder to make, or the URL of one (`s3://bucket/name`).
+        memory: bound on bytes of tensors in flight, e.g. "512MiB"; with Ray, of each task.
+        threads: worker threads; all cores by default. With Ray, the CPUs of each task.
         device: "cpu", "cuda" or "cuda:N".
         overwrite: replace an existing model folder, once the new one is complete.
         block: elements per block of elementwise methods.
@@ -69,6 +73,9 @@ def merge(
         compile: whether elementwise methods run as loops made by the system's C compiler, with the same bits: "auto"
             for models of 16 M parameters or 1,000 tensors and more, "always" or "never".
         progress: told about phases and bytes.
+        executor: "threads" of this process, or "ray".
+        address: of the Ray cluster; by default RAY_ADDRESS, or a new one on this machine.
+        spool: where shards are made before they are uploaded, if `out` is a URL; two of them at most.
 
     Returns:
         Hashes of the output and of the inputs.
@@ -78,8 +85,19 @@ def merge(
     """
     compiled = recipe if isinstance(recipe, Plan) else compile_recipe(recipe)
     kept = Path(factors) if factors is not None else None
-    options = _options(memory, threads, device, overwrite=overwrite, block=block, factors=kept, compile=compile)
-    return execute(compiled, Path(out), options, progress, describe_output)
+    room = Path(spool) if spool is not None else None
+    options = _options(
+        memory, threads, device, overwrite=overwrite, block=block, factors=kept, compile=compile, spool=room
+    )
+    if executor == "threads" and address is None:
+        return execute(compiled, out, options, progress, describe_output)
+    if executor != "ray":
+        wrong = "an address is for --executor ray" if executor == "threads" else f"there is no executor {executor!r}"
+        raise RecipeError(f"{wrong}; executors are threads and ray.")
+    from plait.engine._ray import RayExecutor
+
+    with RayExecutor(address) as cluster:
+        return execute(compiled, out, options, progress, describe_output, cluster)
 
 
 def merge_state_dicts(
@@ -131,8 +149,6 @@ def merge_state_dicts(
         >>> plait.merge_state_dicts("task_arithmetic", experts, base, weights=[1.0, 0.5])["w"]
         tensor([1., 1.])
     """
-    from plait.errors import RecipeError
-
     named = dict(experts) if isinstance(experts, Mapping) else {f"expert{i}": e for i, e in enumerate(experts)}
     if weights is not None and len(weights) != len(named):
         raise RecipeError(f"{len(weights)} weights are given for {len(named)} experts.")

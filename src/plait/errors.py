@@ -11,10 +11,12 @@ from collections.abc import Iterable
 
 __all__ = [
     "CheckpointError",
+    "ClusterError",
     "DiskSpaceError",
     "IncompatibleModelsError",
     "InterruptedRunError",
     "MemoryBudgetError",
+    "MissingExtraError",
     "MissingModelError",
     "NonFiniteError",
     "OutputError",
@@ -25,6 +27,7 @@ __all__ = [
     "ReproductionError",
     "TerminatedRunError",
     "UnknownMethodError",
+    "UnreachableError",
     "UnsafeFileError",
     "shorten",
     "suggest",
@@ -63,8 +66,16 @@ class UnsafeFileError(CheckpointError):
     """A file that would run code or reach outside its folder when opened."""
 
 
+class UnreachableError(CheckpointError):
+    """Remote storage that does not answer, however often it is asked; what is finished is kept."""
+
+
 class QuantizedCheckpointError(CheckpointError):
     """A checkpoint whose weights are quantised and mean nothing without their scales."""
+
+
+class MissingExtraError(PlaitError):
+    """A library that only some uses need, and that is not installed."""
 
 
 class IncompatibleModelsError(PlaitError):
@@ -77,6 +88,10 @@ class NonFiniteError(PlaitError):
 
 class OutputError(PlaitError):
     """An output that would overwrite something, or that is being written by another process."""
+
+
+class ClusterError(PlaitError):
+    """A cluster that cannot be joined, or that lost a piece of work too often; what is finished is kept."""
 
 
 class DiskSpaceError(PlaitError):

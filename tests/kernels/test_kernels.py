@@ -35,13 +35,13 @@ def models(dtype: torch.dtype = torch.bfloat16, *shapes: tuple[int, ...]) -> lis
 def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The runs that are made during a test."""
     made: list[Any] = []
-    original = execution._Run.__init__
+    original = execution.Run.__init__
 
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
         original(self, *args, **kwargs)
         made.append(self)
 
-    monkeypatch.setattr(execution._Run, "__init__", init)
+    monkeypatch.setattr(execution.Run, "__init__", init)
     return made
 
 

@@ -5,18 +5,24 @@ from plait.checkpoints._dtypes import RECIPE_DTYPES, is_float, parse_dtype, prom
 from plait.checkpoints._layout import Entry, Layout, Shard
 from plait.checkpoints._memory import MemoryTensor
 from plait.checkpoints._open import open_checkpoint
+from plait.checkpoints._remote_path import AnyPath, RemotePath
 from plait.checkpoints._sidecar import carried_files, output_config
+from plait.checkpoints._urls import is_url, local_path
 
 __all__ = [
     "RECIPE_DTYPES",
+    "AnyPath",
     "Checkpoint",
     "Entry",
     "Layout",
     "LazyTensor",
     "MemoryTensor",
+    "RemotePath",
     "Shard",
     "carried_files",
     "is_float",
+    "is_url",
+    "local_path",
     "open_checkpoint",
     "output_config",
     "parse_dtype",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from plait.architectures import tie_flag, tied_to
+from plait.checkpoints._remote_path import AnyPath
 from plait.errors import CheckpointError
 
 __all__ = ["Checkpoint", "LazyTensor"]
@@ -72,6 +73,11 @@ class LazyTensor(ABC):
         del block
         return 0
 
+    @property
+    def readahead(self) -> int:
+        """Bytes that stay in memory between two blocks, because more is fetched than is asked for."""
+        return 0
+
     def load(self) -> Tensor:
         """Return the whole tensor in its own shape."""
         return self.read().reshape(self.shape)
@@ -87,11 +93,12 @@ class Checkpoint:
         label: how messages call it: a path, a Hub id, or "memory".
         tensors: name on disk → tensor.
         config: contents of config.json, if there is one.
-        folder: where its other files lie, if it is a folder.
+        folder: where its other files lie, if it is a folder: a path here or a remote one.
         hub_id: its id on the Hub, if it came from there.
         revision: the commit that was read, for a Hub model.
-        stamp: what tells that a file changed between two runs.
-        opened: the files that were opened, as they were then.
+        stamp: what tells that its files changed between two runs: their sizes and tags or times.
+        opened: the files here that were opened, as they were then.
+        restamp: reads the stamp anew, for files that can change while they are open.
     """
 
     def __init__(
@@ -100,11 +107,12 @@ class Checkpoint:
         tensors: Mapping[str, LazyTensor],
         *,
         config: dict[str, Any] | None = None,
-        folder: Path | None = None,
+        folder: AnyPath | None = None,
         hub_id: str | None = None,
         revision: str | None = None,
         stamp: str = "",
         opened: Mapping[Path, os.stat_result] | None = None,
+        restamp: Callable[[], str] | None = None,
     ) -> None:
         self.label = label
         self.tensors = tensors
@@ -114,10 +122,11 @@ class Checkpoint:
         self.revision = revision
         self.stamp = stamp
         self.opened = dict(opened or {})
+        self.restamp = restamp
 
     @classmethod
     def open(cls, reference: str | Path | Mapping[str, Tensor], *, relative_to: Path | None = None) -> Checkpoint:
-        """Open a folder, a file, a Hub id or a dictionary of tensors, reading headers only."""
+        """Open a folder, a file, a URL, a Hub id or a dictionary of tensors, reading headers only."""
         from plait.checkpoints._open import open_checkpoint
 
         return open_checkpoint(reference, relative_to=relative_to)

@@ -1,11 +1,11 @@
-"""From what a user calls a model to a checkpoint: folder, file, Hub id or dictionary."""
+"""From what a user calls a model to a checkpoint: folder, file, URL, Hub id or dictionary."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,11 @@ from torch import Tensor
 
 from plait.checkpoints._base import Checkpoint, LazyTensor
 from plait.checkpoints._memory import tensors_of
+from plait.checkpoints._ranges import LocalFile
+from plait.checkpoints._remote_path import AnyPath, RemotePath
 from plait.checkpoints._safetensors import SafetensorsFile
 from plait.checkpoints._torch_files import load_torch_file
+from plait.checkpoints._urls import is_url, local_path
 from plait.errors import CheckpointError, MissingModelError, QuantizedCheckpointError, UnsafeFileError, shorten
 
 __all__ = ["WEIGHT_SUFFIXES", "open_checkpoint"]
@@ -35,7 +38,9 @@ def open_checkpoint(reference: str | Path | Mapping[str, Tensor], *, relative_to
     """Open a model by reading headers only.
 
     Args:
-        reference: a folder, a weight file, a Hub id (`org/name`, `org/name@revision`, `hf://…`) or a state dict.
+        reference: a folder, a weight file, the URL of one (`s3://…`, `https://…`: read by ranges, never copied), a Hub
+            id (`org/name`, `org/name@revision`: downloaded into the Hub's cache; `hf://org/name`: read by ranges where
+            the cache lacks it) or a state dict.
         relative_to: the folder that relative paths start from; the current one by default.
 
     Raises:
@@ -45,9 +50,13 @@ def open_checkpoint(reference: str | Path | Mapping[str, Tensor], *, relative_to
         return Checkpoint("memory", tensors_of(reference, "memory"))
     text = str(reference)
     looked = ""
+    if is_url(text) and not text.startswith("hf://"):
+        from plait.checkpoints._remote import open_remote
+
+        return open_remote(text)
     if not text.startswith("hf://"):
         try:
-            path = Path(text).expanduser()
+            path = local_path(text).expanduser()
             path = path if path.is_absolute() or relative_to is None else relative_to / path
             path.exists()
         except (OSError, RuntimeError, ValueError) as error:
@@ -64,23 +73,29 @@ def open_checkpoint(reference: str | Path | Mapping[str, Tensor], *, relative_to
 
 
 def _open_hub(repository: str, revision: str | None, text: str) -> Checkpoint:
-    from plait.checkpoints._hub import fetch
+    from plait.checkpoints._hub import cached, fetch
+    from plait.checkpoints._remote import open_streamed
 
+    if text.startswith("hf://") and cached(repository, revision) is None:
+        return open_streamed(repository, revision, text)
     folder, commit = fetch(repository, revision, text)
     checkpoint = _open_folder(folder, text)
     checkpoint.hub_id, checkpoint.revision = repository, commit
     return checkpoint
 
 
-def _open_file(path: Path, label: str) -> Checkpoint:
+def _open_file(path: AnyPath, label: str) -> Checkpoint:
     tensors = _read_file(path)
-    opened = {path: path.stat()}
-    return Checkpoint(label, tensors, stamp=_stamp(opened), opened=opened)
+    return Checkpoint(label, tensors, stamp=_stamp([path]), opened=_states([path]))
 
 
-def _read_file(path: Path) -> dict[str, LazyTensor]:
+def _read_file(path: AnyPath) -> dict[str, LazyTensor]:
+    if isinstance(path, RemotePath):
+        from plait.checkpoints._remote import read_remote
+
+        return read_remote(path)
     if path.suffix == ".safetensors":
-        return SafetensorsFile(path).tensors
+        return SafetensorsFile(LocalFile(path)).tensors
     if path.suffix in TORCH_SUFFIXES:
         return load_torch_file(path)
     if path.suffix == ".gguf":
@@ -90,13 +105,13 @@ def _read_file(path: Path) -> dict[str, LazyTensor]:
     raise CheckpointError(f"{path} is no weight file that plait knows ({', '.join(WEIGHT_SUFFIXES)}).")
 
 
-def _open_folder(folder: Path, label: str) -> Checkpoint:
+def _open_folder(folder: AnyPath, label: str) -> Checkpoint:
     config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     _refuse_quantized(config, folder)
     files, weight_map = _weight_files(folder)
     tensors: dict[str, LazyTensor] = {}
-    for file in files:
-        for name, tensor in _read_file(file).items():
+    for file, found in zip(files, _read_all(files), strict=True):
+        for name, tensor in found.items():
             if name in tensors:
                 raise CheckpointError(f"tensor {name!r} stands in two files: {tensors[name].source} and {file}.")
             tensors[name] = tensor
@@ -107,13 +122,22 @@ def _open_folder(folder: Path, label: str) -> Checkpoint:
         raise CheckpointError(f"{folder} holds no tensors.")
     _refuse_packed(tensors, folder)
     extra = [folder / "config.json"] if config is not None else []
-    opened = {file: file.stat() for file in (*files, *extra)}
-    return Checkpoint(label, tensors, config=config, folder=folder, stamp=_stamp(opened), opened=opened)
+    every = [*files, *extra]
+    return Checkpoint(label, tensors, config=config, folder=folder, stamp=_stamp(every), opened=_states(every))
 
 
-def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
-    indices = sorted(p for p in folder.glob("*.index.json") if ".safetensors" in p.name or ".bin" in p.name)
-    singles = [folder / name for name in _SINGLE if (folder / name).is_file()]
+def _read_all(files: Sequence[AnyPath]) -> list[dict[str, LazyTensor]]:
+    """Read the headers of all files; of remote ones several at a time."""
+    if files and isinstance(files[0], RemotePath):
+        from plait.checkpoints._remote_file import fetchers
+
+        return list(fetchers().map(_read_file, files))
+    return [_read_file(file) for file in files]
+
+
+def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], dict[str, str] | None]:
+    indices: list[Any] = sorted(p for p in folder.glob("*.index.json") if ".safetensors" in p.name or ".bin" in p.name)
+    singles: list[Any] = [folder / name for name in _SINGLE if (folder / name).is_file()]
     safe = [p for p in indices if ".safetensors" in p.name]
     if not safe and any(p.suffix == ".safetensors" for p in singles):
         indices = indices[:0]
@@ -136,7 +160,9 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         return [_inside(folder, name, index) for name in dict.fromkeys(content.values())], content
     if singles:
         return singles[:1], None
-    others = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES and not p.name.startswith(_NOT_MODELS))
+    others: list[Any] = sorted(
+        p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES and not p.name.startswith(_NOT_MODELS)
+    )
     preferred = [p for p in others if p.suffix == ".safetensors"] or others
     if len(preferred) == 1:
         return preferred, None
@@ -151,7 +177,7 @@ def _weight_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     )
 
 
-def _inside(folder: Path, name: str, index: Path) -> Path:
+def _inside(folder: AnyPath, name: str, index: AnyPath) -> AnyPath:
     parts = Path(name).parts
     if Path(name).is_absolute() or ".." in parts or "\\" in name or "\0" in name:
         raise UnsafeFileError(f"{index} points outside its folder: {name!r}. Do not use this model.")
@@ -161,7 +187,7 @@ def _inside(folder: Path, name: str, index: Path) -> Path:
     return path
 
 
-def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, LazyTensor], folder: Path) -> None:
+def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, LazyTensor], folder: AnyPath) -> None:
     absent = [f"{name} (should be in {file})" for name, file in weight_map.items() if name not in tensors]
     if absent:
         raise CheckpointError(f"the index of {folder} names tensors that its shards lack:\n{shorten(absent)}")
@@ -170,7 +196,7 @@ def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, LazyTensor
         raise CheckpointError(f"the shards of {folder} hold tensors that its index does not name:\n{shorten(unlisted)}")
 
 
-def _refuse_quantized(config: Mapping[str, Any] | None, folder: Path) -> None:
+def _refuse_quantized(config: Mapping[str, Any] | None, folder: AnyPath) -> None:
     quantization = (config or {}).get("quantization_config")
     if quantization:
         kind = quantization.get("quant_method", "quantised") if isinstance(quantization, Mapping) else "quantised"
@@ -180,7 +206,7 @@ def _refuse_quantized(config: Mapping[str, Any] | None, folder: Path) -> None:
         )
 
 
-def _refuse_packed(tensors: Mapping[str, LazyTensor], folder: Path) -> None:
+def _refuse_packed(tensors: Mapping[str, LazyTensor], folder: AnyPath) -> None:
     marks = (".qweight", ".qzeros", ".SCB", ".quant_map", ".absmax", ".weight_scale", ".weight_scale_inv", "_blocks")
     for name in tensors:
         if name.endswith(marks):
@@ -190,7 +216,7 @@ def _refuse_packed(tensors: Mapping[str, LazyTensor], folder: Path) -> None:
             )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def _read_json(path: AnyPath) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
@@ -200,10 +226,21 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _stamp(opened: Mapping[Path, os.stat_result]) -> str:
-    """What tells that an input changed between two runs: sizes and times of its files.
+def _states(files: Sequence[AnyPath]) -> dict[Path, os.stat_result]:
+    """The files of this machine, as they are now."""
+    return {file: file.stat() for file in files if not isinstance(file, RemotePath)}
+
+
+def _stamp(files: Sequence[AnyPath]) -> str:
+    """What tells that an input changed between two runs: sizes of its files, and their times or tags.
 
     The time of the last change of any kind is one of them, since copying tools set the time of modification back.
     """
-    facts = [(f.name, s.st_size, s.st_mtime_ns, s.st_ctime_ns) for f, s in opened.items()]
+    facts: list[tuple[Any, ...]] = []
+    for file in files:
+        if isinstance(file, RemotePath):
+            facts.append((file.name, *file.facts()))
+        else:
+            state = file.stat()
+            facts.append((file.name, state.st_size, state.st_mtime_ns, state.st_ctime_ns))
     return json.dumps(sorted(facts))

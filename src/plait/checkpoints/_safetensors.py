@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import stat
-import weakref
 from collections.abc import Sequence
 from math import prod
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,66 +12,38 @@ from torch import Tensor
 
 from plait.checkpoints._base import LazyTensor
 from plait.checkpoints._dtypes import QUANTIZED, SAFETENSORS
-from plait.errors import CheckpointError, MissingModelError, QuantizedCheckpointError, ReadError
+from plait.checkpoints._ranges import READ_AGAIN, RangedFile
+from plait.errors import CheckpointError, QuantizedCheckpointError
 
 __all__ = ["SafetensorsFile"]
 
 _MAX_HEADER = 100_000_000
-_READ_AGAIN = "Download or copy the file again."
 
 
 class SafetensorsFile:
-    """One open file: its header, its metadata and its tensors."""
+    """One open file, wherever it lies: its header, its metadata and its tensors."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        try:
-            self._fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-        except FileNotFoundError:
-            raise MissingModelError(f"there is no file {path}.") from None
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be opened: {error.strerror}.") from None
-        weakref.finalize(self, os.close, self._fd)
-        if not stat.S_ISREG(os.fstat(self._fd).st_mode):
-            raise CheckpointError(f"{path} is not an ordinary file.")
-        self.size = os.fstat(self._fd).st_size
+    def __init__(self, file: RangedFile) -> None:
+        self.file = file
+        self.label = file.label
+        self.size = file.size
         self.metadata: dict[str, str] = {}
         self.tensors: dict[str, LazyTensor] = {}
         self._parse()
 
-    def read_bytes(self, offset: int, view: memoryview, what: str) -> None:
-        """Fill `view` from an absolute offset."""
-        done = 0
-        while done < len(view):
-            try:
-                count = os.preadv(self._fd, [view[done:]], offset + done)
-            except OSError as error:
-                raise ReadError(
-                    f"reading {what} from {self.path} failed: {error.strerror}. Check the disk or the connection, then "
-                    "run the same command again."
-                ) from None
-            if count == 0:
-                raise CheckpointError(f"{self.path} ends inside {what}: the file was cut short. {_READ_AGAIN}")
-            done += count
-
-    def advise(self, offset: int, length: int) -> None:
-        """Ask the system to read ahead."""
-        if hasattr(os, "posix_fadvise"):
-            os.posix_fadvise(self._fd, offset, length, os.POSIX_FADV_WILLNEED)
-
     def _bad(self, why: str) -> CheckpointError:
-        return CheckpointError(f"{self.path} is not a valid safetensors file: {why} {_READ_AGAIN}")
+        return CheckpointError(f"{self.label} is not a valid safetensors file: {why} {READ_AGAIN}")
 
     def _parse(self) -> None:
         if self.size < 8:
             raise self._bad(f"it has {self.size} bytes, fewer than a header needs.")
         prefix = bytearray(8)
-        self.read_bytes(0, memoryview(prefix), "the header")
+        self.file.read_bytes(0, memoryview(prefix), "the header")
         length = int.from_bytes(prefix, "little")
         if length > _MAX_HEADER or 8 + length > self.size:
             raise self._bad(f"its header claims {length} bytes, the file has {self.size}.")
         raw = bytearray(length)
-        self.read_bytes(8, memoryview(raw), "the header")
+        self.file.read_bytes(8, memoryview(raw), "the header")
         try:
             header = json.loads(raw.decode(), object_pairs_hook=self._unique)
         except (ValueError, RecursionError) as error:
@@ -92,6 +60,7 @@ class SafetensorsFile:
             spans.append((begin, end, name))
             self.tensors[name] = tensor
         self._check_spans(spans, self.size - start)
+        self.file.learn([(start + begin, start + end, name) for begin, end, name in sorted(spans)])
 
     def _unique(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -110,18 +79,18 @@ class SafetensorsFile:
             raise self._bad(f"the header entry of {name!r} has no proper name or dtype.")
         if code in QUANTIZED:
             raise QuantizedCheckpointError(
-                f"tensor {name!r} in {self.path} is stored as {code}: its values mean nothing without their scales. "
+                f"tensor {name!r} in {self.label} is stored as {code}: its values mean nothing without their scales. "
                 "Convert the model to bfloat16 with the library that quantised it, or use the original checkpoint."
             )
         if code not in SAFETENSORS:
-            raise CheckpointError(f"tensor {name!r} in {self.path} has the unknown dtype {code!r}.")
+            raise CheckpointError(f"tensor {name!r} in {self.label} has the unknown dtype {code!r}.")
         numbers = (*shape, begin, end)
         if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 62 for v in numbers):
             raise self._bad(f"shape or offsets of {name!r} are not natural numbers.")
         dtype = SAFETENSORS[code]
         if prod(shape) * dtype.itemsize != end - begin:
             raise self._bad(f"{name!r} of shape {list(shape)} and dtype {code} does not fill its {end - begin} bytes.")
-        return begin, end, _FileTensor(name, shape, dtype, self, start + begin)
+        return begin, end, _FileTensor(name, shape, dtype, self.file, start + begin)
 
     def _check_spans(self, spans: list[tuple[int, int, str]], available: int) -> None:
         expected, before = 0, ""
@@ -151,15 +120,13 @@ def _printable(name: str) -> bool:
 class _FileTensor(LazyTensor):
     """A tensor at a known offset of an open file."""
 
-    def __init__(
-        self, name: str, shape: tuple[int, ...], dtype: torch.dtype, file: SafetensorsFile, offset: int
-    ) -> None:
-        super().__init__(name, shape, dtype, str(file.path))
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, file: RangedFile, offset: int) -> None:
+        super().__init__(name, shape, dtype, file.label)
         self._file = file
         self._offset = offset
 
     def read(self, start: int = 0, stop: int | None = None, scratch: Tensor | None = None) -> Tensor:
-        """Read [start, stop) with one positioned read; safe from any thread."""
+        """Read [start, stop); safe from any thread."""
         end = self.numel if stop is None else stop
         size = (end - start) * self.dtype.itemsize
         if scratch is None or scratch.numel() < size:
@@ -179,3 +146,8 @@ class _FileTensor(LazyTensor):
         """Start reading ahead in the background."""
         width = self.dtype.itemsize
         self._file.advise(self._offset + start * width, (stop - start) * width)
+
+    @property
+    def readahead(self) -> int:
+        """What the file keeps between two blocks."""
+        return self._file.held(self.nbytes)

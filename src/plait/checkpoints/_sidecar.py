@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import PurePath
 from typing import Any
 
 import torch
 
 from plait.checkpoints._dtypes import short
+from plait.checkpoints._remote_path import AnyPath
 
 __all__ = ["carried_files", "output_config"]
 
@@ -36,11 +37,13 @@ _CARRIED = (
 )
 
 
-def carried_files(folder: Path | None) -> list[Path]:
+def carried_files(folder: AnyPath | None) -> list[PurePath]:
     """Files of a model folder that belong to the merged model too, relative to the folder."""
     if folder is None:
         return []
-    found = [p for p in folder.iterdir() if p.is_file() and any(fnmatch.fnmatch(p.name, mask) for mask in _CARRIED)]
+    found: list[Any] = [
+        p for p in folder.iterdir() if p.is_file() and any(fnmatch.fnmatch(p.name, mask) for mask in _CARRIED)
+    ]
     if (folder / "modules.json").is_file():  # sentence-transformers keeps small modules in numbered folders
         found += [p for p in folder.glob("[0-9]*_*/config.json") if p.is_file()]
     if (folder / "additional_chat_templates").is_dir():

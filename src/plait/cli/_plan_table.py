@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -12,7 +11,14 @@ __all__ = ["print_plan"]
 
 
 def print_plan(
-    plan: Plan, output: Path | None, *, memory: str, threads: int | None, device: str, overwrite: bool
+    plan: Plan,
+    output: str | None,
+    *,
+    memory: str,
+    threads: int | None,
+    device: str,
+    overwrite: bool,
+    spool: Path | None = None,
 ) -> None:
     """Print shapes, sizes, passes, memory and disk; check what a run would check."""
     from rich.console import Console
@@ -20,14 +26,13 @@ def print_plan(
     from rich.table import Table
 
     from plait._api import _options
-    from plait.engine import check_memory, check_target, resident_memory
-    from plait.engine._output import existing_parent
+    from plait.engine import check_memory, check_output, resident_memory, room_at
 
-    options = _options(memory, threads, device, overwrite=overwrite)
+    options = _options(memory, threads, device, overwrite=overwrite, spool=spool)
     options.check()
     block = check_memory(plan, options)
     if output is not None:
-        check_target(plan, output, overwrite)
+        check_output(plan, output, options)
     table = Table(show_header=False, box=None, padding=(0, 2))
     table.add_column(style="bold")
     table.add_column()
@@ -51,8 +56,8 @@ def print_plan(
     how = f"{options.threads} thread(s), blocks of {block:,}"
     table.add_row("memory", f"{peak / 2**20:,.0f} MiB of tensors in flight, {how}")
     table.add_row("", f"about {whole / 2**20:,.0f} MiB for the whole process")
-    parent = existing_parent(output) if output is not None else Path.cwd()
-    table.add_row("disk", f"{shutil.disk_usage(parent).free / 1e9:,.1f} GB free at {parent}")
+    home, free = room_at(output, options)
+    table.add_row("disk", f"{free / 1e9:,.1f} GB free at {home}")
     for note in plan.notes:
         table.add_row("note", note)
     Console().print(table)

@@ -15,7 +15,7 @@ def register(app: typer.Typer) -> None:
 
     @app.command()
     def inspect(
-        model: Annotated[str, typer.Argument(help="A folder, a weight file or a Hub id.")],
+        model: Annotated[str, typer.Argument(help="A folder, a weight file, a URL or a Hub id.")],
         match: Annotated[str, typer.Option(help="Only tensors whose names match this glob pattern.")] = "*",
         as_json: Annotated[bool, typer.Option("--json", help="Machine-readable.")] = False,
     ) -> None:

@@ -18,11 +18,18 @@ def register(app: typer.Typer) -> None:
     def merge(
         recipe: Annotated[Path, typer.Argument(help="The recipe, a YAML file.")],
         output: Annotated[
-            Path | None, typer.Option("--output", "-o", help="The folder to make; it appears when it is complete.")
+            str | None,
+            typer.Option(
+                "--output", "-o", help="The folder to make, or a URL (s3://bucket/name); it is a model when complete."
+            ),
         ] = None,
         dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")] = False,
-        memory: Annotated[str, typer.Option(help="Bound on tensor bytes in flight, e.g. 512MiB or 4GiB.")] = "1GiB",
-        threads: Annotated[int | None, typer.Option(help="Worker threads; all cores by default.")] = None,
+        memory: Annotated[
+            str, typer.Option(help="Bound on tensor bytes in flight, e.g. 512MiB; of each task.")
+        ] = "1GiB",
+        threads: Annotated[
+            int | None, typer.Option(help="Threads, or CPUs of a Ray task; all cores by default.")
+        ] = None,
         device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")] = "cpu",
         factors: Annotated[
             Path | None,
@@ -33,6 +40,14 @@ def register(app: typer.Typer) -> None:
             typer.Option(help="Compile elementwise methods into one loop: auto (large models), always, never."),
         ] = "auto",
         overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing model folder.")] = False,
+        spool: Annotated[
+            Path | None,
+            typer.Option(help="For a URL as output: where at most two shards wait for their upload."),
+        ] = None,
+        executor: Annotated[str, typer.Option(help="Who works: threads of this process, or ray.")] = "threads",
+        address: Annotated[
+            str | None, typer.Option(help="Ray cluster to join; RAY_ADDRESS or one on this machine by default.")
+        ] = None,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     ) -> None:
         """Merge models as a recipe says.
@@ -53,7 +68,7 @@ def register(app: typer.Typer) -> None:
         plan = compile_plan(recipe)
         planned = since_start()
         if dry_run:
-            print_plan(plan, output, memory=memory, threads=threads, device=device, overwrite=overwrite)
+            print_plan(plan, output, memory=memory, threads=threads, device=device, overwrite=overwrite, spool=spool)
             return
         assert output is not None
         options: dict[str, Any] = {
@@ -63,6 +78,9 @@ def register(app: typer.Typer) -> None:
             "overwrite": overwrite,
             "factors": factors,
             "compile": compile,
+            "spool": spool,
+            "executor": executor,
+            "address": address,
         }
         with Display(quiet) as display:
             for note in plan.notes:

@@ -4,9 +4,9 @@ from plait.engine._compile import compile_recipe
 from plait.engine._execute import Result, execute, execute_in_memory
 from plait.engine._hashes import digest_of, model_hash
 from plait.engine._options import BLOCK, Options, Progress, Silent, default_threads
-from plait.engine._output import check_target
 from plait.engine._plan import Job, Plan
 from plait.engine._scheduler import check_memory, resident_memory
+from plait.engine._targets import check_output, room_at
 
 __all__ = [
     "BLOCK",
@@ -17,7 +17,7 @@ __all__ = [
     "Result",
     "Silent",
     "check_memory",
-    "check_target",
+    "check_output",
     "compile_recipe",
     "default_threads",
     "digest_of",
@@ -25,4 +25,5 @@ __all__ = [
     "execute_in_memory",
     "model_hash",
     "resident_memory",
+    "room_at",
 ]

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import operator
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +14,20 @@ from torch import Tensor
 
 from plait.checkpoints import LazyTensor
 from plait.engine._evaluate import Evaluator
+from plait.engine._executors import Executor, Threads, ThreadWorkers, Workers
 from plait.engine._factors import FactorCache
 from plait.engine._facts import FactStore
 from plait.engine._hashes import InputHashes, bytes_of
+from plait.engine._inputs import check_unchanged
 from plait.engine._nested import PlannedTensor
 from plait.engine._options import Options, Progress, Silent
-from plait.engine._output import GrowingOutput, check_target
+from plait.engine._output import GrowingOutput
 from plait.engine._plan import Job, Plan
-from plait.engine._rounds import Spread, two_rounds
+from plait.engine._remote_output import RemoteOutput
 from plait.engine._scheduler import Bundle, bundles, check_memory, each, pool
+from plait.engine._targets import check_output, open_output
 from plait.engine._timings import Timings
-from plait.errors import DiskSpaceError, OutputError, PlaitError, ReadError
-from plait.kernels import Tally
+from plait.errors import ClusterError, DiskSpaceError, OutputError, PlaitError, ReadError, UnreachableError
 from plait.tensors.spectral import svd
 
 #: parameters, or tensors, from which loops are compiled
@@ -36,7 +35,7 @@ _LARGE, _MANY = 1 << 24, 1000
 #: blocks that are read ahead of those being merged
 _AHEAD = 8
 
-__all__ = ["Result", "execute", "execute_in_memory"]
+__all__ = ["Result", "Run", "execute", "execute_in_memory"]
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class Result:
     path: Mapping[str, Any] = field(default_factory=dict)
 
 
-class _Run:
+class Run:
     """One execution: evaluators for the plan and its nested plans, surveys, and the merge of each job."""
 
     def __init__(self, plan: Plan, options: Options, progress: Progress) -> None:
@@ -92,7 +91,7 @@ class _Run:
                         source.cache.evaluator = next(e for e in self.evaluators if e.plan is source.cache.plan)
         self.main = self.evaluators[-1]
 
-    def survey(self, workers: ThreadPoolExecutor, store: FactStore | None = None) -> None:
+    def survey(self, workers: Workers, store: FactStore | None = None) -> None:
         """Run the model-wide surveys, of nested recipes first; rounds found in the store are not run again."""
         for index, evaluator in enumerate(self.evaluators):
             rounds = evaluator.model_rounds()
@@ -109,37 +108,20 @@ class _Run:
                 size = sum(s.nbytes for job in jobs for s in job.sources)
                 self.progress.phase(f"surveying for {name} ({number + 1} of {len(rounds)})", size)
                 if not before:
-                    both = two_rounds(
-                        evaluator, jobs, step, self._spreading(workers, threading.Event()), self._surveyed
-                    )
+                    both = workers.two_rounds(index, step, jobs)
                     if both is not None:
                         evaluator.facts[step] = list(both)
                         for offset, part in enumerate(both if store is not None else ()):
                             assert store is not None
                             store.keep(index, step, number + offset, part)
                         continue
-                total = self._round(workers, evaluator, jobs, step)
+                total: Any = None
+                for part in workers.survey(index, step, jobs):
+                    if part is not None:
+                        total = part if total is None else total + part
                 evaluator.facts.setdefault(step, []).append(total)
                 if store is not None:
                     store.keep(index, step, number, total)
-
-    def _round(self, workers: ThreadPoolExecutor, evaluator: Evaluator, jobs: Sequence[Job], step: int) -> Any:
-        """The totals of one round over all jobs."""
-        tally = Tally()
-
-        def work(jobs: Sequence[Job]) -> Any:
-            return evaluator.survey(jobs, step, tally, self._surveyed)
-
-        parts = [part for part in self._spreading(workers, self.stop)(jobs, work) if part is not None]
-        parts += [totals.fill(bound.tree) for bound, totals in tally.parts()]
-        return reduce(operator.add, parts) if parts else None
-
-    def _spreading(self, workers: ThreadPoolExecutor, stop: threading.Event) -> Spread:
-        def spread(jobs: Sequence[Job], work: Callable[[Sequence[Job]], Any]) -> Iterator[Any]:
-            parts = bundles(jobs, self.block)
-            return each(workers, parts, lambda bundle: work(bundle.jobs), self.options, stop)
-
-        return spread
 
     def path(self) -> dict[str, Any]:
         """How elementwise steps were computed."""
@@ -151,7 +133,7 @@ class _Run:
         kernels, built = sum(f.kernels for f in fusions), sum(f.built for f in fusions)
         return {"kernels": kernels, "compiled": built, "blocks": refused}
 
-    def _surveyed(self, job: Job) -> None:
+    def surveyed(self, job: Job) -> None:
         if self.stop.is_set():
             raise _StoppedError
         self.progress.advance(sum(s.nbytes for s in job.sources))
@@ -220,7 +202,7 @@ def execute_in_memory(plan: Plan, options: Options | None = None) -> dict[str, T
         PlaitError: as `execute`.
     """
     options = options or Options()
-    run = _Run(plan, options, Silent())
+    run = Run(plan, options, Silent())
     result = {job.name: torch.empty(job.entry.shape, dtype=job.entry.dtype) for job in plan.jobs}
 
     def work(bundle: Bundle) -> None:
@@ -232,28 +214,30 @@ def execute_in_memory(plan: Plan, options: Options | None = None) -> dict[str, T
 
             run.merge(job, write)
 
-    with pool(options.threads) as workers:
-        run.survey(workers)
-        for _ in each(workers, bundles(plan.jobs, run.block), work, options, run.stop):
+    with pool(options.threads) as threads:
+        run.survey(ThreadWorkers(run, threads))
+        for _ in each(threads, bundles(plan.jobs, run.block), work, options, run.stop):
             pass
     return result
 
 
 def execute(
     plan: Plan,
-    out: Path,
+    out: Path | str,
     options: Options | None = None,
     progress: Progress | None = None,
     describe: Callable[[Plan, Result], Mapping[str, bytes]] | None = None,
+    executor: Executor | None = None,
 ) -> Result:
     """Run a plan into a new folder, or continue a killed run of it.
 
     Args:
         plan: what to do.
-        out: the folder to make. It appears only when it is complete.
+        out: the folder to make, or the URL of one. It appears only when it is complete.
         options: how to do it.
         progress: told about bytes and phases.
         describe: gives the small files (config, card, provenance) once the tensors are known.
+        executor: who does the work; by default the threads of this process.
 
     Raises:
         OutputError, DiskSpaceError, MemoryBudgetError: before anything is written.
@@ -262,27 +246,28 @@ def execute(
     """
     options = options or Options()
     progress = progress or Silent()
-    run = _Run(plan, options, progress)
-    check_target(plan, out, options.overwrite)
+    run = Run(plan, options, progress)
+    executor = executor or Threads()
+    executor.check(plan, options)
+    check_output(plan, out, options)
     if describe is not None:  # once without results: what cannot be read or written is found before any output
         describe(plan, Result({job.name: "" for job in plan.jobs}, {}))
-    output = GrowingOutput(out, plan.layout, plan.fingerprint(options.device), options.overwrite)
+    output = open_output(plan, out, options)
     try:
         timings = Timings()
-        result = replace(_fill(plan, output, run, progress, timings), timings=timings, path=run.path())
+        result = replace(_fill(plan, output, run, progress, executor, timings), timings=timings, path=run.path())
         for fusion in (e.fusion for e in run.evaluators if e.fusion is not None):
             timings.add("compile", *fusion.spent)
-        for checkpoint in plan.inputs.values():
-            checkpoint.check_unchanged()
         files: dict[str, bytes] = {}
         index = plan.layout.index()
         if index is not None:
             files["model.safetensors.index.json"] = index.encode()
         if describe is not None:
             files |= describe(plan, result)
+        check_unchanged(plan)
         with timings.phase("finish"):
             output.finish(files)
-    except (DiskSpaceError, OutputError, ReadError):
+    except (ClusterError, DiskSpaceError, OutputError, ReadError, UnreachableError):
         output.abandon(keep=True)
         raise
     except PlaitError:
@@ -294,35 +279,35 @@ def execute(
     return result
 
 
-def _fill(plan: Plan, output: GrowingOutput, run: _Run, progress: Progress, timings: Timings) -> Result:
+def _fill(
+    plan: Plan,
+    output: GrowingOutput | RemoteOutput,
+    run: Run,
+    progress: Progress,
+    executor: Executor,
+    timings: Timings,
+) -> Result:
     digests = _resume(plan, output, run) if output.resumed else {}
     resumed = len(digests)
     if resumed:
         progress.note(f"continuing: {resumed} of {len(plan.jobs)} tensors were finished by an earlier run")
     todo = [job for job in plan.jobs if job.name not in digests]
-
-    lock = threading.Lock()
-
-    def work(bundle: Bundle) -> None:
-        for job in bundle.jobs:
-            digest = run.merge(job, lambda start, values, name=job.name: output.write(name, start, values))
-            inputs = [run.hashes.get(leaf) for leaf in run.leaves(job)]
-            with lock:
-                digests[job.name] = digest
-                output.journal.finish(job.name, digest, {str(i): value for i, value in enumerate(inputs)})
-
-    with pool(run.options.threads) as workers:
+    with executor.start(run) as workers:
         if todo:
             with timings.phase("survey"):
-                run.survey(workers, FactStore(output.work))
+                run.survey(workers, output.facts)
             progress.phase("merging", sum(s.nbytes for job in todo for s in job.sources))
         with timings.phase("merge"):
-            for _ in each(workers, bundles(todo, run.block), work, run.options, run.stop):
-                pass
+            for done in workers.merge(todo, output):
+                name = done.job.name
+                digests[name] = done.digest
+                for leaf, digest in zip(run.leaves(done.job), done.inputs, strict=True):
+                    run.hashes.restore(leaf, digest)
+                output.journal.finish(name, done.digest, {str(i): value for i, value in enumerate(done.inputs)})
     return Result(digests, run.input_digests(), resumed)
 
 
-def _resume(plan: Plan, output: GrowingOutput, run: _Run) -> dict[str, str]:
+def _resume(plan: Plan, output: GrowingOutput | RemoteOutput, run: Run) -> dict[str, str]:
     """Trust a finished tensor only if its bytes still hash to what the journal says."""
     found: dict[str, str] = {}
     for job in plan.jobs:

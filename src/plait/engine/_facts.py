@@ -67,23 +67,30 @@ class FactStore:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def _path(self, plan: int, step: int, number: int) -> Path:
-        return self.folder / f"facts-{plan}-{step}-{number}.json"
+    def load(self, name: str) -> str:
+        """Read a file of totals.
+
+        Raises:
+            OSError: if there is none.
+        """
+        return (self.folder / name).read_text(encoding="utf-8")
+
+    def save(self, name: str, text: str) -> None:
+        """Write a file of totals, whole or not at all."""
+        part = (self.folder / name).with_suffix(".part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(self.folder / name)
 
     def find(self, plan: int, step: int, number: int) -> Any:
         """Return the totals of a round that an earlier run has finished, or None."""
         try:
-            return decode(unsealed(self._path(plan, step, number).read_text(encoding="utf-8")))
+            return decode(unsealed(self.load(f"facts-{plan}-{step}-{number}.json")))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
             return None  # absent, cut short or altered: count again
 
     def keep(self, plan: int, step: int, number: int, total: Any) -> None:
-        """Write the totals of a finished round, whole or not at all."""
-        path = self._path(plan, step, number)
+        """Write the totals of a finished round."""
         try:
-            text = sealed(json.dumps(encode(total)))
-            part = path.with_suffix(".part")
-            part.write_text(text, encoding="utf-8")
-            part.replace(path)
+            self.save(f"facts-{plan}-{step}-{number}.json", sealed(json.dumps(encode(total))))
         except (OSError, TypeError):
             return  # an aid, not a need: the next run counts again

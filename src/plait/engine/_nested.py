@@ -60,6 +60,11 @@ class PlannedTensor(LazyTensor):
         whole = 2 * self.numel * self.job.compute.itemsize if self.job.unit != "element" else 0
         return self.job.memory(block) + whole
 
+    @property
+    def readahead(self) -> int:
+        """What its own sources keep between two blocks."""
+        return sum(source.readahead for source in self.job.sources)
+
     def read(self, start: int = 0, stop: int | None = None, scratch: Tensor | None = None) -> Tensor:
         """Compute the range; a tensor that must be seen whole is computed whole and kept for the next range."""
         del scratch

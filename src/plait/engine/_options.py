@@ -64,6 +64,8 @@ class Options:
         overwrite: replace an existing output.
         factors: a folder in which factorisations are kept for later runs.
         compile: whether elementwise methods run as compiled loops: `auto` for large models, `always`, `never`.
+        spool: where shards of a remote output are made before they are uploaded; the system's temporary folder by
+            default.
         replay: uniform numbers to use instead of drawn ones, see `plait.tensors.randomness.Draws`.
     """
 
@@ -74,6 +76,7 @@ class Options:
     overwrite: bool = False
     factors: Path | None = None
     compile: Literal["auto", "always", "never"] = "auto"
+    spool: Path | None = None
     replay: Callable[[str, str], Tensor] | None = None
 
     def check(self) -> None:

@@ -14,17 +14,20 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import xxhash
 from torch import Tensor
 
-from plait.checkpoints import Layout
+from plait.checkpoints import Layout, Shard
+from plait.engine._facts import FactStore
 from plait.engine._hashes import bytes_of
 from plait.engine._journal import FULL, Journal
-from plait.engine._plan import Plan
+from plait.engine._plan import Job, Plan
+from plait.engine._shard_file import FolderSink
 from plait.errors import DiskSpaceError, OutputError
 
 __all__ = ["GrowingOutput", "check_target", "existing_parent", "partial_of", "work_of"]
@@ -185,6 +188,8 @@ class GrowingOutput:
                 shutil.rmtree(folder)
                 folder.mkdir()
             self._fresh = True
+        for left in self.work.glob("*.part"):  # shards that workers elsewhere did not finish
+            left.unlink()
         self.journal.start()
         for shard in self.layout.shards:
             path = self.partial / shard.name
@@ -212,6 +217,23 @@ class GrowingOutput:
             if left:
                 _remove_work(self.work)
             raise _exists(self.out)
+
+    @property
+    def facts(self) -> FactStore:
+        """Where totals of finished survey rounds are kept."""
+        return FactStore(self.work)
+
+    @property
+    def sink(self) -> FolderSink:
+        """How a worker elsewhere delivers a whole shard."""
+        return FolderSink(self.partial, self.work)
+
+    def batches(self, todo: Sequence[Job]) -> Iterator[Sequence[Job]]:
+        """Jobs that may be worked on at once: all of them, since every shard takes writes at any place."""
+        yield todo
+
+    def delivered(self, shard: Shard, receipt: Mapping[str, Any]) -> None:
+        """A worker elsewhere has put a shard in its place: nothing is to be done here."""
 
     @property
     def resumed(self) -> bool:

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 
 from plait.architectures import Role
-from plait.checkpoints import Checkpoint, Entry, Layout, LazyTensor
+from plait.checkpoints import Checkpoint, Entry, Layout, LazyTensor, is_url
 from plait.methods import Method, Subject
 from plait.recipes import Chain, Source
 
@@ -87,13 +87,17 @@ class Job:
     def memory(self, preferred: int) -> int:
         """Bytes of tensors in flight while this job runs."""
         if self.copies:
-            return 3 * min(max(self.entry.nbytes, 1), preferred * self.entry.dtype.itemsize)
+            return 3 * min(max(self.entry.nbytes, 1), preferred * self.entry.dtype.itemsize) + self._ahead
         subject, count = self.subject, len(self.experts)
         working = max(m.arrays(subject, count) for m in self.methods)
         handed_on = count * sum(m.kind == "sparsifier" for m in self.methods)
         arrays = len(self.sources) + 1 + working + handed_on
         own = int(self.block(preferred) * self.compute.itemsize * arrays)
-        return own + max((source.memory(preferred) for source in self.sources), default=0)
+        return own + max((source.memory(preferred) for source in self.sources), default=0) + self._ahead
+
+    @property
+    def _ahead(self) -> int:
+        return sum(source.readahead for source in self.sources)
 
     @property
     def rounds(self) -> int:
@@ -187,10 +191,17 @@ class Plan:
 
     @property
     def folders(self) -> list[Path]:
-        """Folders and files that the inputs lie in."""
+        """Folders and files of this machine that the inputs lie in."""
         found: list[Path] = []
         for checkpoint in self.inputs.values():
-            if checkpoint.folder is not None:
+            if isinstance(checkpoint.folder, Path):
                 found.append(checkpoint.folder)
-            found += [Path(t.source) for t in checkpoint.tensors.values() if t.source != "memory"][:1]
+            sources = [t.source for t in checkpoint.tensors.values() if t.source != "memory"][:1]
+            found += [Path(source) for source in sources if not is_url(source)]
         return found
+
+    @property
+    def urls(self) -> list[str]:
+        """Where the inputs lie that are not on this machine."""
+        found = [str(c.folder or next(iter(c.tensors.values())).source) for c in self.inputs.values()]
+        return [place for place in found if is_url(place)]

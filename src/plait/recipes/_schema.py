@@ -66,7 +66,7 @@ class CopyRule(Selector):
 class Slice(_Strict):
     """A range of layers of one model."""
 
-    model: str | Recipe = Field(description="path, Hub id or nested recipe")
+    model: str | Recipe = Field(description="path, URL, Hub id or nested recipe")
     layers: tuple[int, int] = Field(description="first layer, and the one after the last, counted from 0")
 
     @model_validator(mode="before")
@@ -82,7 +82,7 @@ class Expert(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    model: str | Recipe = Field(description="path, Hub id or nested recipe")
+    model: str | Recipe = Field(description="path, URL, Hub id or nested recipe")
     weight: Any = Field(None, description="weight of this expert: a number, a list spread over depth, or rules")
 
     @property
@@ -104,7 +104,9 @@ class Recipe(_Strict):
         description="a method's name, or steps: sparsifiers, one combiner, modifiers"
     )
     base: str | Recipe | None = Field(None, description="the model the experts were fine-tuned from")
-    experts: dict[str, Expert] = Field(default_factory=dict, description="name → path, Hub id, or {model, weight, …}")
+    experts: dict[str, Expert] = Field(
+        default_factory=dict, description="name → path, URL, Hub id, or {model, weight, …}"
+    )
     slices: list[Slice] | None = Field(None, description="layers to stack, for passthrough")
     parameters: dict[str, Any] = Field(default_factory=dict, description="the method's parameters")
     dtype: str | None = Field(None, description="dtype of the output; by default the widest of the inputs")

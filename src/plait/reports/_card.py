@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from plait.checkpoints import Checkpoint
+from plait.checkpoints import AnyPath, Checkpoint
 from plait.engine import Plan
 from plait.methods import external
 from plait.reports._recipe import MANIFEST, RECIPE, recipe_text
@@ -49,7 +49,7 @@ _LICENCES = (
 )
 
 
-def front_matter(folder: Path | None) -> dict[str, Any]:
+def front_matter(folder: AnyPath | None) -> dict[str, Any]:
     """Read the YAML head of a model folder's card; empty where there is none that can be read."""
     try:
         text = (folder / "README.md").read_text(encoding="utf-8-sig") if folder is not None else ""

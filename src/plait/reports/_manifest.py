@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from plait._versions import versions
+from plait.checkpoints import Checkpoint, is_url
 from plait.engine import Plan, Result, model_hash
 from plait.methods import Method, external
 
@@ -23,7 +24,7 @@ def manifest(plan: Plan, result: Result) -> dict[str, Any]:
         if checkpoint.hub_id is not None:
             entry |= {"hub_id": checkpoint.hub_id, "revision": checkpoint.revision}
         elif (source := next(iter(checkpoint.tensors.values())).source) != "memory":
-            entry["path"] = str((checkpoint.folder or Path(source)).resolve())
+            entry["path"] = str(checkpoint.folder or source) if is_url(source) else _here(checkpoint, source)
         entry |= {"tensors": len(digests), "hash": model_hash(checkpoint, digests)}
         inputs[name] = entry
     return {
@@ -37,6 +38,10 @@ def manifest(plan: Plan, result: Result) -> dict[str, Any]:
         "notes": list(plan.notes),
         "tensors": {job.name: result.digests[job.name] for job in plan.jobs},
     }
+
+
+def _here(checkpoint: Checkpoint, source: str) -> str:
+    return str((checkpoint.folder or Path(source)).resolve())
 
 
 def _method(method: Method) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def reproduce(
 
 def _pinned(entry: Mapping[str, Any]) -> str:
     if entry.get("hub_id"):
-        return f"{entry['hub_id']}@{entry['revision']}" if entry.get("revision") else str(entry["hub_id"])
+        scheme = "hf://" if str(entry["reference"]).startswith("hf://") else ""
+        return scheme + (f"{entry['hub_id']}@{entry['revision']}" if entry.get("revision") else str(entry["hub_id"]))
     return str(entry["reference"])
 
 

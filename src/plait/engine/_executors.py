@@ -1,0 +1,134 @@
+"""Who does the work of a plan: the threads of this process, or something else that keeps the same two promises."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Protocol
+
+from plait.engine._options import Options
+from plait.engine._plan import Job, Plan
+from plait.engine._rounds import two_rounds
+from plait.engine._scheduler import Bundle, bundles, each, pool
+from plait.kernels import Tally
+
+if TYPE_CHECKING:
+    from plait.engine._execute import Run
+    from plait.engine._output import GrowingOutput
+    from plait.engine._remote_output import RemoteOutput
+
+__all__ = ["Executor", "Finished", "ThreadWorkers", "Threads", "Workers"]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One output tensor whose bytes are in place.
+
+    Attributes:
+        job: what was done.
+        digest: hash of its bytes.
+        inputs: hash of each tensor on disk that it depends on, in the order of `Run.leaves`.
+    """
+
+    job: Job
+    digest: str
+    inputs: Sequence[str]
+
+
+class Workers(Protocol):
+    """What an executor offers while a plan runs. Results come in any order; the first error ends the work."""
+
+    def survey(self, index: int, step: int, jobs: Sequence[Job]) -> Iterator[Any]:
+        """Yield partial totals of one survey round, which add up to the whole in any grouping.
+
+        Args:
+            index: which of the run's evaluators: nested plans come first.
+            step: which step of its chain is surveyed.
+            jobs: the jobs that take part.
+        """
+        ...
+
+    def two_rounds(self, index: int, step: int, jobs: Sequence[Job]) -> tuple[Any, Any] | None:
+        """Return the totals of the first two rounds of a step's survey from one pass, or None where that cannot be."""
+        ...
+
+    def merge(self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput) -> Iterator[Finished]:
+        """Write the tensors of all jobs into the output; yield each when its bytes are in place."""
+        ...
+
+
+class Executor(Protocol):
+    """Where the work is done."""
+
+    def check(self, plan: Plan, options: Options) -> None:
+        """Refuse, before anything is written, what cannot be done there."""
+        ...
+
+    def start(self, run: Run) -> AbstractContextManager[Workers]:
+        """Make the workers ready for one run."""
+        ...
+
+
+class Threads:
+    """The threads of this process: the default."""
+
+    def check(self, plan: Plan, options: Options) -> None:
+        """Everything can be done here."""
+
+    @contextmanager
+    def start(self, run: Run) -> Iterator[Workers]:
+        """Begin the threads; wait for them in the end."""
+        with pool(run.options.threads) as threads:
+            yield ThreadWorkers(run, threads)
+
+
+class ThreadWorkers:
+    """Threads at work on one run."""
+
+    def __init__(self, run: Run, threads: ThreadPoolExecutor) -> None:
+        self._run = run
+        self._threads = threads
+
+    def survey(self, index: int, step: int, jobs: Sequence[Job]) -> Iterator[Any]:
+        """Survey in bundles, within the memory budget; what kernels count comes last, once for each thread."""
+        run, evaluator, tally = self._run, self._run.evaluators[index], Tally()
+
+        def work(bundle: Bundle) -> Any:
+            return evaluator.survey(bundle.jobs, step, tally, run.surveyed)
+
+        yield from each(self._threads, bundles(jobs, run.block), work, run.options, run.stop)
+        for bound, totals in tally.parts():
+            yield totals.fill(bound.tree)
+
+    def two_rounds(self, index: int, step: int, jobs: Sequence[Job]) -> tuple[Any, Any] | None:
+        """Count both rounds of an exact threshold in one pass, where a sample can say where."""
+        run = self._run
+
+        def spread(jobs: Sequence[Job], work: Callable[[Sequence[Job]], Any]) -> Iterator[Any]:
+            parts = bundles(jobs, run.block)
+            # with an event of its own: giving up on this way does not end the run
+            return each(self._threads, parts, lambda b: work(b.jobs), run.options, threading.Event())
+
+        return two_rounds(run.evaluators[index], jobs, step, spread, run.surveyed)
+
+    def merge(self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput) -> Iterator[Finished]:
+        """Merge in bundles, within the memory budget; a tensor is reported as soon as it is finished."""
+        run = self._run
+        finished: SimpleQueue[Finished] = SimpleQueue()
+
+        def work(bundle: Bundle) -> None:
+            for job in bundle.jobs:
+                digest = run.merge(job, lambda start, values, name=job.name: output.write(name, start, values))
+                finished.put(Finished(job, digest, [run.hashes.get(leaf) for leaf in run.leaves(job)]))
+
+        for batch in output.batches(jobs):
+            parts = bundles(batch, run.block)
+            for _ in each(self._threads, parts, work, run.options, run.stop, often=True):
+                while not finished.empty():
+                    yield finished.get()
+            while not finished.empty():
+                yield finished.get()
