@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plait.checkpoints import LazyTensor
 from plait.engine._evaluate import Evaluator
-from plait.engine._executors import Executor, Threads, ThreadWorkers, Workers
+from plait.engine._executors import Executor, Finished, Threads, ThreadWorkers, Workers
 from plait.engine._factors import FactorCache
 from plait.engine._facts import FactStore
 from plait.engine._hashes import InputHashes, bytes_of
@@ -292,18 +292,23 @@ def _fill(
     if resumed:
         progress.note(f"continuing: {resumed} of {len(plan.jobs)} tensors were finished by an earlier run")
     todo = [job for job in plan.jobs if job.name not in digests]
+    lock = threading.Lock()
+
+    def finished(done: Finished) -> None:
+        with lock:
+            digests[done.job.name] = done.digest
+            for leaf, digest in zip(run.leaves(done.job), done.inputs, strict=True):
+                run.hashes.restore(leaf, digest)
+            inputs = {str(i): value for i, value in enumerate(done.inputs)}
+            output.journal.finish(done.job.name, done.digest, inputs)
+
     with executor.start(run) as workers:
         if todo:
             with timings.phase("survey"):
                 run.survey(workers, output.facts)
             progress.phase("merging", sum(s.nbytes for job in todo for s in job.sources))
         with timings.phase("merge"):
-            for done in workers.merge(todo, output):
-                name = done.job.name
-                digests[name] = done.digest
-                for leaf, digest in zip(run.leaves(done.job), done.inputs, strict=True):
-                    run.hashes.restore(leaf, digest)
-                output.journal.finish(name, done.digest, {str(i): value for i, value in enumerate(done.inputs)})
+            workers.merge(todo, output, finished)
     return Result(digests, run.input_digests(), resumed)
 
 

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Protocol
 
 from plait.engine._options import Options
@@ -56,8 +55,10 @@ class Workers(Protocol):
         """Return the totals of the first two rounds of a step's survey from one pass, or None where that cannot be."""
         ...
 
-    def merge(self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput) -> Iterator[Finished]:
-        """Write the tensors of all jobs into the output; yield each when its bytes are in place."""
+    def merge(
+        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Finished], None]
+    ) -> None:
+        """Write the tensors of all jobs into the output; tell of each, from any thread, when its bytes are in place."""
         ...
 
 
@@ -115,20 +116,17 @@ class ThreadWorkers:
 
         return two_rounds(run.evaluators[index], jobs, step, spread, run.surveyed)
 
-    def merge(self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput) -> Iterator[Finished]:
-        """Merge in bundles, within the memory budget; a tensor is reported as soon as it is finished."""
+    def merge(
+        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Finished], None]
+    ) -> None:
+        """Merge in bundles, within the memory budget."""
         run = self._run
-        finished: SimpleQueue[Finished] = SimpleQueue()
 
         def work(bundle: Bundle) -> None:
             for job in bundle.jobs:
                 digest = run.merge(job, lambda start, values, name=job.name: output.write(name, start, values))
-                finished.put(Finished(job, digest, [run.hashes.get(leaf) for leaf in run.leaves(job)]))
+                done(Finished(job, digest, [run.hashes.get(leaf) for leaf in run.leaves(job)]))
 
         for batch in output.batches(jobs):
-            parts = bundles(batch, run.block)
-            for _ in each(self._threads, parts, work, run.options, run.stop, often=True):
-                while not finished.empty():
-                    yield finished.get()
-            while not finished.empty():
-                yield finished.get()
+            for _ in each(self._threads, bundles(batch, run.block), work, run.options, run.stop):
+                pass

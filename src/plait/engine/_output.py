@@ -233,7 +233,12 @@ class GrowingOutput:
         yield todo
 
     def delivered(self, shard: Shard, receipt: Mapping[str, Any]) -> None:
-        """A worker elsewhere has put a shard in its place: nothing is to be done here."""
+        """A worker elsewhere has put a shard in its place: it is the file to look at from now on."""
+        del receipt
+        with _explained(self.out):
+            handle = os.open(self.partial / shard.name, os.O_RDWR | os.O_NOFOLLOW)
+            os.close(self._files[shard.name])
+            self._files[shard.name] = handle
 
     @property
     def resumed(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -186,7 +186,9 @@ class _RayWorkers:
         if bundle:
             yield bundle
 
-    def merge(self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput) -> Iterator[Finished]:
+    def merge(
+        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Finished], None]
+    ) -> None:
         """Make each shard in one task."""
         facts, sink = self._facts(), output.sink
         tasks: dict[Any, tuple[Shard, dict[str, Job]]] = {}
@@ -195,9 +197,9 @@ class _RayWorkers:
             mine = {job.name: job for job in jobs if job.name in places}
             if mine:
                 tasks[self._shard.remote(self._spec, facts, sink, shard.name, list(mine))] = (shard, mine)
-        for (shard, mine), (done, receipt) in self._collect(tasks):
-            for name, digest, inputs in done:
-                yield Finished(mine[name], digest, inputs)
+        for (shard, mine), (made, receipt) in self._collect(tasks):
+            for name, digest, inputs in made:
+                done(Finished(mine[name], digest, inputs))
             output.delivered(shard, receipt)
             self._run.progress.advance(sum(s.nbytes for job in mine.values() for s in job.sources))
 

@@ -123,12 +123,8 @@ def each(
     work: Callable[[Bundle], Any],
     options: Options,
     stop: threading.Event,
-    often: bool = False,
 ) -> Iterator[Any]:
-    """Run `work` on every bundle within the budget; yield results as they come; on an error stop the rest.
-
-    With `often`, None is yielded now and then while nothing has come.
-    """
+    """Run `work` on every bundle within the budget; yield results as they come; on an error stop the rest."""
     budget = _Budget(options.memory)
     running: dict[Future[Any], int] = {}
     position = 0
@@ -141,9 +137,7 @@ def each(
                 running[workers.submit(work, parts[position])] = need
                 position += 1
             # with a limit: a signal that comes just before the thread falls asleep does not wake it up
-            done, _ = wait(running, timeout=0.1 if often else 0.5, return_when=FIRST_COMPLETED)
-            if often and not done:
-                yield None
+            done, _ = wait(running, timeout=0.5, return_when=FIRST_COMPLETED)
             for future in done:
                 budget.give(running.pop(future))
                 yield future.result()
