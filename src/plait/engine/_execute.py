@@ -24,7 +24,7 @@ from plait.engine._output import GrowingOutput, check_target
 from plait.engine._plan import Job, Plan
 from plait.engine._scheduler import check_memory, each, pool
 from plait.errors import DiskSpaceError, OutputError, PlaitError
-from plait.tensors.spectral import svd
+from plait.tensors.factors import factor
 
 __all__ = ["Result", "execute", "execute_in_memory"]
 
@@ -56,7 +56,7 @@ class _Run:
         self.hashes = InputHashes()
         self.stop = threading.Event()
         self.plans = list(_innermost_first(plan))
-        factoriser = FactorCache(options.factors) if options.factors is not None else svd
+        factoriser = FactorCache(options.factors) if options.factors is not None else factor
         self.evaluators = [
             Evaluator(
                 p,

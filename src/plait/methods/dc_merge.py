@@ -10,10 +10,10 @@ from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Bounds, Density, Doc, PositiveInt
-from plait.methods._spectral import SpectralCombiner, rank_share, top_factors
+from plait.methods._spectral import SpectralCombiner, rank_share, stacked
 from plait.tensors.consensus import disjoint_merge, elect
+from plait.tensors.factors import polar
 from plait.tensors.selection import at_least, row_threshold
-from plait.tensors.spectral import polar
 
 __all__ = ["DcMerge"]
 
@@ -63,16 +63,14 @@ class DcMerge(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Cut, smooth, project, sparsify, elect, mask, expand."""
-        parts = top_factors(group, [self.rank or rank_share(group)] * group.count)
-        u, vh = polar(torch.cat([p.u for p in parts], dim=1)), polar(torch.cat([p.vh for p in parts]))
+        joined = stacked(group, [self.rank or rank_share(group)] * group.count)
+        u, vh, parts = polar(joined.u), polar(joined.vh), joined.parts()
         size = min(group.origin.shape) if self.rank is None else self.rank * group.count
         kept = max(1, int(self.density * size * size))
-        cores = []
-        for part in parts:
-            core = ((u.mT @ part.u) * self._smooth(part.s)) @ (part.vh @ vh.mT)
-            cores.append(_largest(core, kept))
+        cores = [_largest(((u.mT @ part.u) * self._smooth(part.s)) @ (part.vh @ vh.mT), kept) for part in parts]
         merged = disjoint_merge(cores, elect(cores), [1.0] * group.count)
-        blocks = [merged.new_ones(p.s.numel(), p.s.numel()) for p in parts]
+        blocks = [merged.new_ones(size, size) for size in joined.sizes]
+        del joined, parts, cores
         return u @ (merged * torch.block_diag(*blocks)) @ vh
 
 

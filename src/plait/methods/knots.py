@@ -12,7 +12,7 @@ from plait.methods._core import Inner, merge_cores, trim_whole
 from plait.methods._parameters import Density, Doc, NonNegative
 from plait.methods._spectral import SpectralCombiner, weighted_deltas
 from plait.methods._trim import ROUNDS, survey_thresholds, thresholds, trim
-from plait.tensors.spectral import common_columns
+from plait.tensors.subspaces import common_columns
 
 __all__ = ["Knots"]
 
@@ -70,11 +70,11 @@ class Knots(SpectralCombiner):
 
     def _coordinates(self, group: Group) -> tuple[Tensor, tuple[Tensor, ...]]:
         deltas = weighted_deltas(group)
-        basis, values = common_columns(deltas, self.cutoff, group.factor)
-        cores = tuple(basis.mT @ delta for delta in deltas)
+        basis, values = common_columns(deltas, self.cutoff)
+        cores = tuple(basis.mT @ deltas[i] for i in range(group.count))
         if self.coordinates == "scaled":
             return basis, cores
-        return basis * values, tuple(core / values[:, None] for core in cores)
+        return basis.mul_(values), tuple(core.div_(values[:, None]) for core in cores)
 
     def survey(self, group: Group) -> Any:
         """Count the magnitudes of the coordinates; tensors that are no matrices take no part."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Density, Doc, PositiveInt
-from plait.methods._spectral import SpectralCombiner, rank_share, top_factors
-from plait.tensors.spectral import combine_subspaces
+from plait.methods._spectral import SpectralCombiner, rank_share, stacked
+from plait.tensors.subspaces import Orthogonalize, combine_subspaces
 
 __all__ = ["TsvMerge"]
 
@@ -47,7 +47,7 @@ class TsvMerge(SpectralCombiner):
     rank_fraction: Annotated[Density | None, Doc("share of a matrix's rank each expert keeps; none: 1/T")] = None
     rank: Annotated[PositiveInt | None, Doc("triplets each expert keeps, instead of a share: an adapter's rank")] = None
     orthogonalize: Annotated[
-        Literal["svd", "gram", "none"], Doc("polar factor by SVD or by Gram eigenvalues, or add up as they are")
+        Orthogonalize, Doc("polar factor as exact as an SVD's or by Gram eigenvalues, or add up as they are")
     ] = "svd"
 
     def update(self, group: Group) -> Tensor:
@@ -58,4 +58,4 @@ class TsvMerge(SpectralCombiner):
             kept = max(1, int(min(group.origin.shape) * self.rank_fraction))
         else:
             kept = rank_share(group)
-        return combine_subspaces(top_factors(group, [kept] * group.count), self.orthogonalize)
+        return combine_subspaces(stacked(group, [kept] * group.count), self.orthogonalize)

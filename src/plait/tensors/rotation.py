@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plait.tensors.spectral import SVD, svd
 
-__all__ = ["cayley", "closest_rotation", "mean_skew", "rotation_of"]
+__all__ = ["SkewMean", "cayley", "closest_rotation", "mean_skew", "rotation_of"]
 
 #: singular values below this share of the largest are rounding of the weights: their directions mean nothing
 _RANK = 1e-5
@@ -60,13 +60,30 @@ def rotation_of(skew: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     return torch.linalg.solve(eye - skew, eye + skew)
 
 
+class SkewMean:
+    """The direction of ΣAᵢ at the mean length of the Aᵢ; 0 where they cancel. Holds one matrix."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._total: Tensor | None = None
+        self._length = 0.0
+
+    def add(self, skew: Float[Tensor, "n n"]) -> None:
+        """Take one in."""
+        self._length += float(torch.linalg.vector_norm(skew))
+        self._total = skew.clone() if self._total is None else self._total.add_(skew)
+
+    def mean(self, count: int) -> Float[Tensor, "n n"]:
+        """The mean of `count` of them, of which those not taken in are 0."""
+        if self._total is None:
+            return torch.zeros(self._size, self._size, dtype=torch.float64)
+        size = float(torch.linalg.vector_norm(self._total))
+        return self._total * (self._length / count / size if size >= 1e-8 else 0.0)
+
+
 def mean_skew(skews: Sequence[Float[Tensor, "n n"]]) -> Float[Tensor, "n n"]:
-    """The direction of ΣAᵢ at the mean length of the Aᵢ; 0 where they cancel."""
-    total = torch.zeros_like(skews[0])
+    """The mean of skew-symmetric matrices as `SkewMean` has it."""
+    found = SkewMean(skews[0].shape[0])
     for skew in skews:
-        total.add_(skew)
-    size = float(torch.linalg.vector_norm(total))
-    if size < 1e-8:
-        return torch.zeros_like(total)
-    length = sum(float(torch.linalg.vector_norm(skew)) for skew in skews) / len(skews)
-    return total * (length / size)
+        found.add(skew)
+    return found.mean(len(skews))
