@@ -291,7 +291,7 @@ class Sparsifier(Method):
     kind = "sparsifier"
     weighted = False
 
-    def sparsify(self, group: Group) -> tuple[Tensor, ...]:
+    def sparsify(self, group: Group) -> Sequence[Tensor]:
         """Return the changed deltas, one per expert."""
         raise NotImplementedError
 

@@ -121,19 +121,17 @@ def common_columns(
     values down to about 1e-8 · √max(m, n) of the largest, which is no worse than float32's own rounding of the inputs.
     One matrix is looked at at a time.
     """
-    gram: Tensor | None = None
-    for matrix in matrices:
-        if matrix.shape[0] > matrix.shape[1] * len(matrices):
-            return _tall_columns(matrices, cutoff)
-        if gram is None:
-            gram = matrix.new_zeros(matrix.shape[0], matrix.shape[0], dtype=torch.float64).mT
-        add_gram(gram, matrix)
-        dtype, longest = matrix.dtype, max(matrix.shape)
-        del matrix
-    assert gram is not None
+    first = matrices[0]
+    (m, n), dtype = first.shape, first.dtype
+    if m > n * len(matrices):
+        return _tall_columns(matrices, cutoff)
+    gram = gram_of_rows(first)
+    del first
+    for i in range(1, len(matrices)):
+        add_gram(gram, matrices[i])
     squares, u = symmetric_eigen(gram)
     s = squares.clamp_min(0.0).sqrt()
-    noise = float(s[0]) * math.sqrt(longest * torch.finfo(torch.float64).eps) if s.numel() else 0.0
+    noise = float(s[0]) * math.sqrt(max(m, n) * torch.finfo(torch.float64).eps) if m else 0.0
     kept = int((s > max(cutoff, noise)).sum())
     return u[:, :kept].to(dtype), s[:kept].to(dtype)
 
