@@ -1,12 +1,12 @@
 """Measure how many arrays of a block's size each method holds at its peak.
 
-    MALLOC_MMAP_THRESHOLD_=65536 MALLOC_TRIM_THRESHOLD_=0 python benchmarks/method_memory.py [METHOD …] [--shape 1024x1024]
+    MALLOC_MMAP_THRESHOLD_=65536 MALLOC_TRIM_THRESHOLD_=0 python benchmarks/method_memory.py [METHOD …] [--shape MxN]
 
-For every method, one float32 matrix is merged from 2 and from 6 experts as one block, read from files as a user's models
-are, and the peak of the resident memory is compared with that before. Inputs count too: of a method that sees blocks the
-base and every expert, of one that sees whole tensors the base and one expert, and the output. What remains is the line
-a + b·experts that the method declares as `temporaries` for the memory plan; methods whose needs depend on the shape
-(Gram matrices, rotations) are measured at several. Linux only.
+For every method, one float32 matrix is merged from 2 and from more experts as one block, read from files as a user's
+models are, and the peak of the resident memory is compared with that before. Inputs count too: of a method that sees
+blocks the base and every expert, of one that sees whole tensors the base and one expert, and the output. What remains
+is the line a + b·experts that the method declares as `temporaries` for the memory plan; methods whose needs depend on
+the shape (Gram matrices, rotations) are measured at several. Linux only.
 """
 
 from __future__ import annotations
@@ -56,18 +56,13 @@ def peak(name: str, experts: int, home: Path, shape: tuple[int, int]) -> tuple[f
     plan = compile_recipe(recipe)
     evaluator = Evaluator(plan, block=shape[0] * shape[1])
     (job,) = plan.jobs
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS:")
+    for step in evaluator.model_rounds():
+        evaluator.facts.setdefault(step, []).append(evaluator.survey(job, step))
+    evaluator.block(job, 0, job.entry.numel)
     size = job.entry.numel * 4
-    worst = 0.0
-    for _ in range(2):  # the first run also loads libraries
-        Path("/proc/self/clear_refs").write_text("5")
-        before = _status("VmRSS:")
-        if not evaluator.facts:
-            for step in evaluator.model_rounds():
-                evaluator.facts.setdefault(step, []).append(evaluator.survey(job, step))
-        evaluator.block(job, 0, job.entry.numel)
-        evaluator.forget(job)
-        worst = (_status("VmHWM:") - before) / size
-        evaluator.facts.clear()
+    worst = (_status("VmHWM:") - before) / size
     inputs = (job.base is not None) + (1 if job.unit == "tensor" else experts) + 1
     return worst - inputs, job.memory(job.entry.numel) / size - inputs
 
@@ -77,16 +72,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("methods", nargs="*")
     parser.add_argument("--shape", default="1024x1024", help="ROWSxCOLUMNS of the matrix")
+    parser.add_argument("--experts", type=int, default=6, help="the larger number of experts")
     arguments = parser.parse_args()
     rows, columns = map(int, arguments.shape.split("x"))
     torch.set_num_threads(1)
     if os.environ.get("MALLOC_MMAP_THRESHOLD_") is None:
         raise SystemExit("set MALLOC_MMAP_THRESHOLD_=65536 and MALLOC_TRIM_THRESHOLD_=0 first")
-    with tempfile.TemporaryDirectory() as folder:
-        _models(Path(folder), (rows, columns), 6)
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryDirectory() as tiny:
+        _models(Path(folder), (rows, columns), arguments.experts)
+        _models(Path(tiny), (64, 64), arguments.experts)
         for name in arguments.methods or methods():
             cls = methods()[name]
-            few, many = max(2, cls.min_experts), cls.max_experts or 6
+            few, many = max(2, cls.min_experts), cls.max_experts or arguments.experts
+            peak(name, min(few, many), Path(tiny), (64, 64))  # the first run also loads libraries
             low, planned = peak(name, min(few, many), Path(folder), (rows, columns))
             high, more = peak(name, many, Path(folder), (rows, columns)) if many > few else (low, planned)
             slope = (high - low) / (many - few) if many > few else 0.0

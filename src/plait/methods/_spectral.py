@@ -24,6 +24,7 @@ __all__ = [
     "noise",
     "plain",
     "rank_share",
+    "square_arrays",
     "squared_norms",
     "stacked",
     "summed",
@@ -46,7 +47,10 @@ class SpectralCombiner(Combiner, ABC):
     """
 
     cost: ClassVar[Any] = "spectral"
-    temporaries: ClassVar[tuple[float, float]] = (12.0, 1.0)
+    temporaries: ClassVar[tuple[float, float]] = (0.5, 0.0)
+    #: matrices of the shorter side × the shorter side at the peak, one in float64 counting twice
+    grams: ClassVar[float] = 10.0
+    squares: ClassVar[float] = 0.0
 
     lambda_: Annotated[Real, Doc("scale of the merged task vector, of every tensor")] = 1.0
     embeddings: Annotated[Treatment, Doc("how embedding matrices merge; vision authors: spectral")] = "mean"
@@ -63,6 +67,12 @@ class SpectralCombiner(Combiner, ABC):
         """Matrices are seen whole; everything else goes in blocks."""
         return "tensor" if self.treatment(subject) == "spectral" else "element"
 
+    def arrays(self, subject: Subject, experts: int) -> float:
+        """Arrays of the matrix's size, and what is square in its shorter side or in its inputs."""
+        if self.treatment(subject) != "spectral":
+            return 4.0 + experts
+        return square_arrays(subject, experts, self.temporaries, self.grams, self.squares)
+
     @abstractmethod
     def update(self, group: Group) -> Tensor:
         """Return the merged task vector of one matrix, in memory that the caller may overwrite."""
@@ -73,6 +83,15 @@ class SpectralCombiner(Combiner, ABC):
         if treatment != "spectral":
             return group.origin + self.lambda_ * plain(group, treatment)
         return self.update(group).mul_(self.lambda_).add_(group.origin)
+
+
+def square_arrays(
+    subject: Subject, experts: int, temporaries: tuple[float, float], grams: float, squares: float
+) -> float:
+    """Add up a + b · experts arrays of an (m, n) matrix's size, `grams` of min(m, n)² and `squares` of n² numbers."""
+    shorter, inputs = min(subject.shape), subject.shape[1]
+    fixed, each = temporaries
+    return fixed + each * experts + (grams * shorter * shorter + squares * inputs * inputs) / subject.numel
 
 
 def plain(group: Group, treatment: Treatment) -> Tensor:

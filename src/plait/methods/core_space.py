@@ -43,7 +43,8 @@ class CoreSpace(SpectralCombiner):
         "apanariello4/core-space-merging",
     )
     identity: ClassVar[Any] = {}
-    temporaries: ClassVar[tuple[float, float]] = (11.0, 8.0)
+    temporaries: ClassVar[tuple[float, float]] = (0.5, 8.0)
+    grams: ClassVar[float] = 0.0
 
     inner: Annotated[Inner, Doc("how cores merge")] = "tsv"
     density: Annotated[Density, Doc("fraction of entries each core keeps, for ties")] = 0.2

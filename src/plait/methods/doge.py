@@ -49,8 +49,8 @@ class Doge(SpectralCombiner):
     )
     identity: ClassVar[Any] = None
     cost: ClassVar[Any] = "iterative"
-    temporaries: ClassVar[tuple[float, float]] = (21.5, 1.5)
-    squares: ClassVar[float] = 4.0
+    temporaries: ClassVar[tuple[float, float]] = (5.5, 1.1)
+    grams: ClassVar[float] = 1.0
 
     strength: Annotated[NonNegative, Doc("norm that each expert's matrix is scaled to")] = 0.07
     density: Annotated[Density, Doc("share of all matrices' entries that each expert keeps")] = 0.3

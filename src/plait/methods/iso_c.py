@@ -50,7 +50,8 @@ class IsoC(SpectralCombiner):
         "danielm1405/iso-merging",
     )
     identity: ClassVar[Any] = None
-    temporaries: ClassVar[tuple[float, float]] = (7.0, 1.0)
+    temporaries: ClassVar[tuple[float, float]] = (0.0, 0.0)
+    grams: ClassVar[float] = 5.5
 
     rank: Annotated[PositiveInt | None, Doc("rank of each expert, where they are adapters; none: measured")] = None
 

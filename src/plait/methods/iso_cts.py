@@ -39,7 +39,6 @@ class IsoCts(SpectralCombiner):
     formula: ClassVar[str] = "θ₀ + λ · mean(s̃) · polar([Uᵢ, U_c]) polar([Vᵢ; V_c])"
     paper: ClassVar[Paper | None] = IsoC.paper
     identity: ClassVar[Any] = None
-    temporaries: ClassVar[tuple[float, float]] = (10.5, 1.0)
 
     common: Annotated[Fraction, Doc("share of the directions that belong to the common space")] = 0.8
     rank: Annotated[PositiveInt | None, Doc("rank of each expert, where they are adapters; none: measured")] = None

@@ -37,8 +37,9 @@ class _ClosedForm(SpectralCombiner):
         "WalkerWorldPeace/MLLMerging",
     )
     identity: ClassVar[Any] = {}
-    temporaries: ClassVar[tuple[float, float]] = (8.0, 1.0)
-    squares: ClassVar[float] = 4.0
+    temporaries: ClassVar[tuple[float, float]] = (1.5, 0.0)
+    grams: ClassVar[float] = 0.0
+    squares: ClassVar[float] = 3.0
 
     filter: Annotated[Filter, Doc("how much of the way to the minimiser each eigen-direction goes")] = "exponential"
     time: Annotated[NonNegative, Doc("t of the exponential filter 1 − exp(−λt)")] = 300.0

@@ -40,7 +40,8 @@ class Knots(SpectralCombiner):
         "Model Merging with SVD to Tie the KnOTS", "Stoica et al.", 2025, "2410.19735", "gstoica27/KnOTS"
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[tuple[float, float]] = (14.0, 3.5)
+    temporaries: ClassVar[tuple[float, float]] = (8.0, 0.0)
+    grams: ClassVar[float] = 0.0
 
     inner: Annotated[Inner, Doc("how coordinates merge")] = "ties"
     density: Annotated[Density, Doc("fraction of coordinates each expert keeps, for ties")] = 0.2
@@ -64,9 +65,11 @@ class Knots(SpectralCombiner):
         return frozenset({"density"})
 
     def arrays(self, subject: Subject, experts: int) -> float:
-        """The factorisation is square in the output dimension."""
-        tall = subject.shape[0] / max(subject.shape[1], 1) if len(subject.shape) == 2 else 1.0
-        return super().arrays(subject, experts) + 8.0 * max(0.0, tall - 1.0)
+        """The Gram matrix is square in the outputs, or in all experts' inputs where they are fewer."""
+        if self.treatment(subject) != "spectral":
+            return super().arrays(subject, experts)
+        side = min(subject.shape[0], subject.shape[1] * experts)
+        return super().arrays(subject, experts) + 7.0 * side * side / subject.numel
 
     def _coordinates(self, group: Group) -> tuple[Tensor, tuple[Tensor, ...]]:
         deltas = weighted_deltas(group)

@@ -45,7 +45,7 @@ class Opcm(SpectralCombiner):
     )
     symmetric: ClassVar[bool] = False
     identity: ClassVar[Any] = {}
-    temporaries: ClassVar[tuple[float, float]] = (5.5, 1.5)
+    temporaries: ClassVar[tuple[float, float]] = (1.5, 0.0)
 
     alpha: Annotated[Fraction, Doc("share of the merged spectrum whose directions are protected")] = 0.5
     embeddings: Annotated[Treatment, Doc("how embedding matrices merge")] = "sum"

@@ -45,8 +45,9 @@ class OptMerge(SpectralCombiner):
     )
     identity: ClassVar[Any] = {}
     cost: ClassVar[Any] = "iterative"
-    temporaries: ClassVar[tuple[float, float]] = (14.0, 2.0)
-    squares: ClassVar[float] = 3.0
+    temporaries: ClassVar[tuple[float, float]] = (2.0, 0.0)
+    grams: ClassVar[float] = 7.5
+    squares: ClassVar[float] = 0.3
 
     steps: Annotated[PositiveInt, Doc("steps of the optimiser")] = 300
     rate: Annotated[NonNegative, Doc("learning rate")] = 1e-5

@@ -70,9 +70,8 @@ class OrthoMerge(Combiner):
 
     def arrays(self, subject: Subject, experts: int) -> float:
         """A few arrays of the tensor's own shape, and rotations in float64, square in the input dimension."""
-        del experts
         rotations = subject.shape[1] / max(subject.shape[0], 1) if self._rotates(subject) else 0.0
-        return 5.0 + 22.0 * rotations
+        return 3.0 + 12.0 * rotations if rotations else 4.0 + experts
 
     def unit(self, subject: Subject) -> Unit:
         """Matrices are seen whole; everything else goes in blocks."""

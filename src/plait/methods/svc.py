@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plait.methods._contract import Group, Modifier, Paper, Subject, Unit
 from plait.methods._parameters import Bounds, Doc
+from plait.methods._spectral import square_arrays
 from plait.tensors.products import add_product, panels, times
 
 __all__ = ["Svc"]
@@ -42,7 +43,6 @@ class Svc(Modifier):
     )
     identity: ClassVar[Any] = {}
     cost: ClassVar[Any] = "spectral"
-    temporaries: ClassVar[tuple[float, float]] = (14.0, 0.5)
 
     alpha: Annotated[float, Bounds(gt=0), Doc("smallest projection that counts; 1 never amplifies")] = 0.1
     embeddings: Annotated[Literal["spectral", "keep"], Doc("whether embedding matrices are calibrated")] = "keep"
@@ -55,6 +55,10 @@ class Svc(Modifier):
     def unit(self, subject: Subject) -> Unit:
         """Matrices are seen whole."""
         return "tensor" if self._applies(subject) else "element"
+
+    def arrays(self, subject: Subject, experts: int) -> float:
+        """The merged and the changed delta, and the Gram matrix's eigenvectors."""
+        return square_arrays(subject, experts, (1.5, 0.0), 6.0, 0.0) if self._applies(subject) else 4.0 + experts
 
     def adjust(self, group: Group) -> Tensor:
         """Project every expert on the merged directions and rescale these."""

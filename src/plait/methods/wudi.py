@@ -42,8 +42,9 @@ class Wudi(SpectralCombiner):
     )
     identity: ClassVar[Any] = {}
     cost: ClassVar[Any] = "iterative"
-    temporaries: ClassVar[tuple[float, float]] = (10.0, 1.0)
-    squares: ClassVar[float] = 2.0
+    temporaries: ClassVar[tuple[float, float]] = (1.5, 0.0)
+    grams: ClassVar[float] = 0.0
+    squares: ClassVar[float] = 1.0
 
     steps: Annotated[PositiveInt, Doc("steps of Adam")] = 300
     rate: Annotated[NonNegative, Doc("learning rate: the most an entry moves in a step")] = 1e-5
