@@ -13,8 +13,7 @@ from torch import Tensor
 from plait.methods._contract import Combiner, Group, Paper, Subject, Unit
 from plait.methods._parameters import Doc, Fixed, PositiveInt, Real
 from plait.methods._spectral import summed
-from plait.tensors.products import add_product, gram_of_rows, mirror, times
-from plait.tensors.rotation import SkewMean, cayley, closest_rotation, rotation_of
+from plait.tensors.rotation import SkewMean, Turn, closest_turn, moved_by
 from plait.tensors.spectral import SVD, rounding_floor
 from plait.tensors.streams import Stream
 from plait.tensors.subspaces import combine_subspaces, stack
@@ -38,8 +37,9 @@ class OrthoMerge(Combiner):
 
     Where a weight has fewer outputs than inputs, the authors' Procrustes problem has no unique solution, and their
     result is noise. Here unseen directions stay in place; a rotation by nearly 180° is left to the residual. All of
-    this runs in float64, at the cost of one n × n factorisation per expert, n the number of inputs: a matrix with more
-    than `widest` inputs is not rotated.
+    this runs in float64, at the cost of one n × n factorisation per expert, n the number of inputs or, where that is
+    smaller, of rows of the weight and of those that the rotation is fitted to: a matrix with more than `widest` inputs
+    is not rotated.
 
     Paper: Yang et al., "Orthogonal Model Merging", 2026, arXiv 2602.05943.
     """
@@ -84,7 +84,7 @@ class OrthoMerge(Combiner):
             return group.origin + self.lambda_ * self._residuals(group, group.deltas)
         skews = SkewMean(group.origin.shape[1])
         merged = self._residuals(group, self._split(group, skews)).mul_(self.lambda_)
-        return merged.add_(_turned(group.origin, rotation_of(skews.mean(group.count)))).add_(group.origin)
+        return merged.add_(moved_by(group.origin, skews.mean(group.count))).add_(group.origin)
 
     def _split(self, group: Group, skews: SkewMean) -> Iterator[Tensor]:
         """Yield each expert's residual Wᵢ − W₀Rᵢ, and take note of its rotation."""
@@ -92,26 +92,22 @@ class OrthoMerge(Combiner):
         mean = summed(deltas).div_(group.count) if self.rotate == "conflicting" else None
         for i in range(group.count):
             delta = deltas[i] if isinstance(deltas, Stream) else deltas[i].clone()
-            rotation = self._rotation(group, delta, mean)
-            if rotation is not None:
-                skews.add(cayley(rotation))
-                delta.sub_(_turned(group.origin, rotation))
-            del rotation
+            turn = self._turn(group, delta, mean)
+            if turn is not None:
+                delta.sub_(turn.moved(group.origin))
+                skews.add(turn.skew())
+            del turn
             yield delta
             del delta
 
-    def _rotation(self, group: Group, delta: Float[Tensor, "m n"], mean: Tensor | None) -> Tensor | None:
+    def _turn(self, group: Group, delta: Float[Tensor, "m n"], mean: Tensor | None) -> Turn | None:
         """The rotation of the base that is closest to the expert, or to its conflicting rows; None without any."""
-        if mean is not None:
-            conflicts = torch.linalg.vecdot(delta, mean) < 0
-            if not bool(conflicts.any()):
-                return None
-            delta = delta * conflicts[:, None]
-        inputs = group.origin.mT
-        product = mirror(gram_of_rows(inputs))
-        add_product(product, inputs, delta.mT)  # W₀ᵀ(W₀ + τ), in float64 without adding up W₀ and τ
-        del delta
-        return closest_rotation(group.factor(product).top(product.shape[0]))
+        if mean is None:
+            return closest_turn(group.origin, delta, slice(None), group.factor)
+        conflicts = torch.linalg.vecdot(delta, mean) < 0
+        if not bool(conflicts.any()):
+            return None
+        return closest_turn(group.origin, delta, conflicts, group.factor)
 
     def _residuals(self, group: Group, residuals: Iterable[Tensor]) -> Tensor:
         """Sum of the residuals; by TSV-Merge, the mean where they are no matrices."""
@@ -132,10 +128,3 @@ class OrthoMerge(Combiner):
             factors = group.factor(residual)
             yield factors.top(min(self._kept(group), factors.rank_above(floor)))
             del factors, residual
-
-
-def _turned(base: Float[Tensor, "m n"], rotation: Float[Tensor, "n n"]) -> Float[Tensor, "m n"]:
-    """W₀R − W₀, without the cancellation: W₀(R − 1), with R in float64."""
-    change = rotation.mT.clone()
-    change.diagonal().sub_(1.0)
-    return times(change, base.mT).mT

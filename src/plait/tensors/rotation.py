@@ -5,15 +5,27 @@ Everything here expects float64: a rotation close to the identity differs from i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from plait.tensors.factors import Factors
+from plait.tensors.products import add_product, gram_of_rows, mirror, times
 from plait.tensors.spectral import SVD, svd
 
-__all__ = ["SkewMean", "cayley", "closest_rotation", "mean_skew", "rotation_of"]
+__all__ = [
+    "SkewMean",
+    "Turn",
+    "cayley",
+    "closest_rotation",
+    "closest_turn",
+    "mean_skew",
+    "moved_by",
+    "rotation_of",
+]
 
 #: singular values below this share of the largest are rounding of the weights: their directions mean nothing
 _RANK = 1e-5
@@ -58,6 +70,65 @@ def rotation_of(skew: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """(I − A)⁻¹(I + A), the rotation of a skew-symmetric matrix."""
     eye = torch.eye(skew.shape[0], dtype=skew.dtype, device=skew.device)
     return torch.linalg.solve(eye - skew, eye + skew)
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """A rotation R of n dimensions: `small` itself, or 1 + Q (small − 1) Qᵀ where it moves the span of `basis` only."""
+
+    small: Float[Tensor, "p p"]
+    basis: Float[Tensor, "n p"] | None = None
+
+    def moved(self, base: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """W₀R − W₀ without the cancellation: W₀(R − 1)."""
+        change = self.small.clone()
+        change.diagonal().sub_(1.0)
+        if self.basis is None:
+            return times(change.mT, base.mT).mT
+        return ((base.double() @ self.basis) @ change @ self.basis.mT).to(base.dtype)
+
+    def skew(self) -> Float[Tensor, "n n"]:
+        """Its Cayley transform."""
+        skew = cayley(self.small)
+        return skew if self.basis is None else self.basis @ skew @ self.basis.mT
+
+
+def closest_turn(
+    base: Float[Tensor, "m n"],
+    delta: Float[Tensor, "m n"],
+    rows: Bool[Tensor, " m"] | slice,
+    factor: Callable[[Tensor], Factors],
+) -> Turn | None:
+    """The rotation for which W₀R is closest to W₀ with some rows of τ added; None where it is ill-defined.
+
+    Directions that neither W₀ nor those rows see stay in place, so that where these are few the problem is solved in
+    their span. W₀ᵀ(W₀ + τ) is formed in float64 without adding up W₀ and τ.
+    """
+    part, added = base[rows], delta[rows]
+    span = base.shape[0] + added.shape[0]
+    if 4 * span > 3 * base.shape[1]:
+        product = mirror(gram_of_rows(base.mT))
+        add_product(product, part.mT, added.mT)
+        rotation = closest_rotation(factor(product).top(product.shape[0]))
+        return None if rotation is None else Turn(rotation)
+    basis = torch.linalg.qr(torch.cat([base, added]).mT.double())[0]
+    seen = base.double() @ basis
+    target = seen.clone()
+    target[rows] += added.double() @ basis
+    rotation = closest_rotation(factor(seen.mT @ target).top(span))
+    return None if rotation is None else Turn(rotation, basis)
+
+
+def moved_by(base: Float[Tensor, "m n"], skew: Float[Tensor, "n n"]) -> Float[Tensor, "m n"]:
+    """W₀(R − 1) for the rotation of a skew-symmetric A: R − 1 = 2A(1 − A)⁻¹."""
+    m, n = base.shape
+    if m >= n:
+        change = rotation_of(skew)
+        change.diagonal().sub_(1.0)
+        return times(change.mT, base.mT).mT
+    left = skew.clone()
+    left.diagonal().add_(1.0)  # (1 − A)ᵀ
+    return (torch.linalg.solve(left, base.double().mT).mT @ skew).mul_(2.0).to(base.dtype)
 
 
 class SkewMean:
