@@ -18,6 +18,7 @@ from plait.engine._evaluate import Evaluator
 from plait.engine._factors import FactorCache
 from plait.engine._facts import FactStore
 from plait.engine._hashes import InputHashes, bytes_of
+from plait.engine._malloc import return_large_blocks
 from plait.engine._nested import PlannedTensor
 from plait.engine._options import Options, Progress, Silent
 from plait.engine._output import GrowingOutput, check_target
@@ -56,6 +57,8 @@ class _Run:
         self.hashes = InputHashes()
         self.stop = threading.Event()
         self.plans = list(_innermost_first(plan))
+        if any(job.unit == "tensor" and not job.copies for p in self.plans for job in p.jobs):
+            return_large_blocks()
         factoriser = FactorCache(options.factors) if options.factors is not None else factor
         self.evaluators = [
             Evaluator(
