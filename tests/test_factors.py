@@ -9,7 +9,7 @@ import torch
 import plait
 from models import family, save_family, tree
 from plait.engine._factors import FactorCache
-from plait.tensors.spectral import svd
+from plait.tensors.factors import factor
 
 
 def test_a_second_run_finds_the_factors_and_gives_the_same_bytes(tmp_path: Path) -> None:
@@ -34,7 +34,7 @@ def test_a_damaged_entry_is_computed_again(tmp_path: Path) -> None:
     entry.write_bytes(entry.read_bytes()[:-9])
     again = cache(matrix)
     assert cache.found == 0
-    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.top(4), again.top(4), strict=True))
     third = cache(matrix)
     assert cache.found == 1
-    assert all(torch.equal(a, b) for a, b in zip(third, svd(matrix), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(third.top(4), factor(matrix).top(4), strict=True))

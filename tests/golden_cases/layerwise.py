@@ -84,6 +84,8 @@ def orthomerge(meta: Meta) -> Call:
         "rotate": "conflicting" if p["conflict"] else "all",
         "residual": "tsv" if kind == "tsv_merge" else "sum",
         "lambda": float(factor),
+        "embeddings": "spectral",
+        "head": "spectral",
     }
     # the reference runs a Cayley transform and two more SVDs in float32: it is 1.3e-4 away from float64 itself
     tolerance = 3e-4 if settings["residual"] == "tsv" else SPECTRAL

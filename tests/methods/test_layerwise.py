@@ -672,6 +672,20 @@ def test_orthomerge_is_stable_where_outputs_are_fewer_than_inputs(rotate: str) -
     assert moved <= 1e-4 * float((merged - base).norm())
 
 
+@pytest.mark.parametrize(("name", "option"), [("model.embed_tokens.weight", "embeddings"), ("lm_head.weight", "head")])
+def test_orthomerge_rotates_embeddings_and_heads_only_where_asked(name: str, option: str) -> None:
+    base = torch.linspace(-1, 1, 60, dtype=torch.float64).view(10, 6).sin()
+    experts = [base @ rotation(6, 0.3, i) for i in range(3)]
+    named: list[dict[str, Tensor]] = [{name: expert} for expert in experts]
+    plain = merge("orthomerge", named, {name: base})[name]
+    same(plain, base + 0.2 * sum(expert - base for expert in experts))
+    mean = merge("orthomerge", named, {name: base}, residual="tsv", lambda_=1.0)[name]
+    same(mean, sum(experts[1:], experts[0]) / 3)
+    rotated = merge("orthomerge", named, {name: base}, **{option: "spectral"})[name]
+    same(rotated, orthomerge(base, experts))
+    assert float((rotated - plain).norm()) > 1e-3
+
+
 def test_orthomerge_without_matrices_or_beyond_its_width_is_task_arithmetic() -> None:
     base, experts = models(3)
     merged = merge("orthomerge", experts, base, widest=4)

@@ -15,18 +15,12 @@ import plait
 from plait.architectures import Role
 from plait.errors import RecipeError
 from plait.methods import Group, Subject, find, methods
-from plait.methods._spectral import SpectralCombiner
+from plait.methods._spectral import SpectralCombiner, noise
 from plait.tensors.descent import adam, momentum
-from plait.tensors.spectral import (
-    combine_subspaces,
-    common_columns,
-    gram_whitening,
-    normal_equations,
-    polar,
-    rounding_floor,
-    svd,
-)
+from plait.tensors.factors import factor, polar
+from plait.tensors.spectral import normal_equations, rounding_floor, svd
 from plait.tensors.spectrum import effective_rank
+from plait.tensors.subspaces import combine_subspaces, common_columns, gram_whitening
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 SPECTRAL = sorted(name for name, cls in methods().items() if issubclass(cls, SpectralCombiner))
@@ -607,7 +601,7 @@ def test_opcm_adds_what_is_orthogonal_to_the_merged_directions(alpha: float) -> 
     first, second = deltas_of(2)
     method: Any = find("opcm")(alpha=alpha)  # type: ignore[call-arg]
     group = Group(Subject(NAME, (12, 9), Role("mlp")), torch.zeros_like(first), (first, second), ("a", "b"), (1.0, 1.0))
-    added = method._projected(group, second, first)
+    added = method._projected(factor(first), noise(group), second)
     assert abs(float((added * first).sum())) < 1e-10
     factors = svd(first)
     core = factors.u.mT @ added @ factors.vh.mT

@@ -19,10 +19,14 @@ from plait.engine._plan import Job, Plan
 from plait.errors import NonFiniteError
 from plait.kernels import Bound, Tally, Totals
 from plait.methods import Combiner, Group, Modifier, Sparsifier
+from plait.tensors.factors import Factors, factor
 from plait.tensors.randomness import Draws
-from plait.tensors.spectral import SVD, svd
+from plait.tensors.streams import Stream
 
 __all__ = ["Evaluator"]
+
+#: elements that are read at a time into a tensor that is seen whole
+_PIECE = 1 << 20
 
 
 class _Buffer:
@@ -71,7 +75,7 @@ class Evaluator:
         device: str = "cpu",
         block: int = 1 << 18,
         replay: Callable[[str, str], Tensor] | None = None,
-        factoriser: Callable[[Tensor], SVD] = svd,
+        factoriser: Callable[[Tensor], Factors] = factor,
         keep: int = 16,
         fused: bool = False,
     ) -> None:
@@ -116,14 +120,33 @@ class Evaluator:
         raw = torch.frombuffer(view, dtype=tensor.dtype) if count else torch.empty(0, dtype=tensor.dtype)
         return self._scratch.take(("wide", slot), count, wanted).copy_(raw).data_ptr()
 
+    def _load_whole(self, tensor: LazyTensor, job: Job) -> Tensor:
+        """Read a whole tensor piece by piece into fresh memory, so that no second copy of it lies beside."""
+        values = torch.empty(tensor.numel, dtype=job.compute, device=self.device)
+        for start in range(0, tensor.numel, _PIECE):
+            stop = min(start + _PIECE, tensor.numel)
+            raw = tensor.read(start, stop, self._scratch.take("raw", _PIECE * tensor.dtype.itemsize, torch.uint8))
+            if self.hashes is not None:
+                self.hashes.update(tensor, start, stop - start, bytes_of(raw))
+            values[start:stop].copy_(raw)
+            if not self.plan.recipe.allow_nonfinite:
+                _check_finite(values[start:stop], tensor, start)
+        return values.view(job.entry.shape)
+
     def _group(self, job: Job, start: int, stop: int) -> Group:
-        base = self._load(0, job.base, start, stop, job.compute) if job.base is not None else None
-        experts = tuple(self._load(i + 1, t, start, stop, job.compute) for i, t in enumerate(job.experts))
         shape = self._shape(job, stop - start)
+        experts: Sequence[Tensor]
+        if job.unit == "tensor":
+            base = self._load_whole(job.base, job) if job.base is not None else None
+            experts = Stream(len(job.experts), lambda i: self._load_whole(job.experts[i], job))
+        else:
+            base = self._load(0, job.base, start, stop, job.compute) if job.base is not None else None
+            loaded = [self._load(i + 1, t, start, stop, job.compute) for i, t in enumerate(job.experts)]
+            experts = tuple(expert.view(shape) for expert in loaded)
         return Group(
             job.subject,
             None if base is None else base.view(shape),
-            tuple(expert.view(shape) for expert in experts),
+            experts,
             self.plan.chain.experts if len(experts) == len(self.plan.chain.experts) else (job.origin,),
             job.weights,
             offset=start,

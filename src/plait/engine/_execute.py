@@ -19,6 +19,7 @@ from plait.engine._factors import FactorCache
 from plait.engine._facts import FactStore
 from plait.engine._hashes import InputHashes, bytes_of
 from plait.engine._inputs import check_unchanged
+from plait.engine._malloc import return_large_blocks
 from plait.engine._nested import PlannedTensor
 from plait.engine._options import Options, Progress, Silent
 from plait.engine._output import GrowingOutput
@@ -28,7 +29,7 @@ from plait.engine._scheduler import Bundle, bundles, check_memory, each, pool
 from plait.engine._targets import check_output, open_output
 from plait.engine._timings import Timings
 from plait.errors import ClusterError, DiskSpaceError, OutputError, PlaitError, ReadError, UnreachableError
-from plait.tensors.spectral import svd
+from plait.tensors.factors import factor
 
 #: parameters, or tensors, from which loops are compiled
 _LARGE, _MANY = 1 << 24, 1000
@@ -69,7 +70,9 @@ class Run:
         self.hashes = InputHashes()
         self.stop = threading.Event()
         self.plans = list(_innermost_first(plan))
-        factoriser = FactorCache(options.factors) if options.factors is not None else svd
+        if any(job.unit == "tensor" and not job.copies for p in self.plans for job in p.jobs):
+            return_large_blocks()
+        factoriser = FactorCache(options.factors) if options.factors is not None else factor
         self.evaluators = [
             Evaluator(
                 p,

@@ -14,25 +14,26 @@ from torch import Tensor
 
 from plait.engine._hashes import bytes_of
 from plait.errors import DiskSpaceError
-from plait.tensors.spectral import SVD, svd
+from plait.tensors.factors import Factors, factor
 
 __all__ = ["FactorCache"]
 
 
 class FactorCache:
-    """Computes thin SVDs, and finds those again that it has computed before.
+    """Factors matrices, and finds those factors again that it has computed before.
 
-    A factorisation is as large as twice its matrix. The key is the matrix's bytes, shape and dtype and the version of
-    torch: a result from the cache has the bits it would be computed with.
+    What is kept are the singular values and the vectors of the shorter side, in float64 (and those of the longer side
+    where they do not follow from the matrix): about as much as the matrix. The key is the matrix's bytes, shape and
+    dtype and the version of torch: a result from the cache has the bits it would be computed with.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.found = 0
 
-    def __call__(self, matrix: Tensor) -> SVD:
-        """Return the thin SVD."""
-        facts = f"svd {tuple(matrix.shape)} {matrix.dtype} {matrix.device.type} {torch.__version__}"
+    def __call__(self, matrix: Tensor) -> Factors:
+        """Return the factors."""
+        facts = f"factors {tuple(matrix.shape)} {matrix.dtype} {matrix.device.type} {torch.__version__}"
         state = xxhash.xxh3_128(facts.encode())
         state.update(bytes_of(matrix.detach().cpu().reshape(-1)))
         key = state.hexdigest()
@@ -41,20 +42,21 @@ class FactorCache:
             try:
                 held = load_file(path)
                 self.found += 1
-                return SVD(*(held[part].to(matrix.device) for part in SVD._fields))
-            except (SafetensorError, KeyError):
+                return Factors(matrix, **{part: value.to(matrix.device) for part, value in held.items()})
+            except (SafetensorError, TypeError):
                 path.unlink(missing_ok=True)  # cut short by a full disk: compute it again
-        result = svd(matrix)
+        result = factor(matrix)
         self._keep(path, result)
         return result
 
-    def _keep(self, path: Path, result: SVD) -> None:
+    def _keep(self, path: Path, result: Factors) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
             os.close(handle)
             try:
-                save_file({k: v.contiguous().cpu() for k, v in result._asdict().items()}, name)
+                parts = {"s": result.s, "short": result.short, "long": result.long}
+                save_file({k: v.contiguous().cpu() for k, v in parts.items() if v is not None}, name)
                 Path(name).replace(path)
             except BaseException:
                 Path(name).unlink(missing_ok=True)

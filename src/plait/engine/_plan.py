@@ -91,7 +91,9 @@ class Job:
         subject, count = self.subject, len(self.experts)
         working = max(m.arrays(subject, count) for m in self.methods)
         handed_on = count * sum(m.kind == "sparsifier" for m in self.methods)
-        arrays = len(self.sources) + 1 + working + handed_on
+        # of tensors that are seen whole, the base and one expert at a time; of blocks, all of them
+        inputs = (self.base is not None) + (1 if self.unit == "tensor" else count)
+        arrays = inputs + 1 + working + handed_on
         own = int(self.block(preferred) * self.compute.itemsize * arrays)
         return own + max((source.memory(preferred) for source in self.sources), default=0) + self._ahead
 

@@ -27,8 +27,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from plait.methods._parameters import Parameter, parameters_of
+from plait.tensors.factors import Factors, factor
 from plait.tensors.randomness import Draws
-from plait.tensors.spectral import SVD, svd
+from plait.tensors.streams import Stream
 
 __all__ = ["Combiner", "Group", "Method", "Modifier", "Paper", "RoleLike", "Sparsifier", "Subject", "Summary"]
 
@@ -108,12 +109,13 @@ class Group:
         merged: what the combiner returned; set for modifiers only.
 
     An `element` method sees 1-D blocks, a `row` method blocks of shape (rows, row), a `tensor` method the whole
-    tensor in its own shape.
+    tensor in its own shape. Whole tensors are large: their experts and deltas are a `Stream`, read again at every look
+    and not kept, so that a loop over them holds one at a time.
     """
 
     subject: Subject
     base: Tensor | None
-    given: tuple[Tensor, ...]
+    given: Sequence[Tensor]
     names: tuple[str, ...]
     weights: tuple[float, ...]
     facts: Sequence[Any] = ()
@@ -122,7 +124,7 @@ class Group:
     given_deltas: bool = False
     merged: Tensor | None = None
     statistics: Mapping[str, Any] = field(default_factory=dict)
-    factoriser: Callable[[Tensor], SVD] = svd
+    factoriser: Callable[[Tensor], Factors] = factor
 
     @property
     def name(self) -> str:
@@ -145,18 +147,21 @@ class Group:
         return self.base if self.base is not None else torch.zeros_like(self.given[0])
 
     @cached_property
-    def experts(self) -> tuple[Tensor, ...]:
+    def experts(self) -> Sequence[Tensor]:
         """θᵢ, the experts' weights."""
         if self.given_deltas and self.base is not None:
             return tuple(self.base + delta for delta in self.given)
         return self.given
 
     @cached_property
-    def deltas(self) -> tuple[Tensor, ...]:
+    def deltas(self) -> Sequence[Tensor]:
         """τᵢ = θᵢ − θ₀, the task vectors."""
-        if self.given_deltas or self.base is None:
+        base = self.base
+        if self.given_deltas or base is None:
             return self.given
-        return tuple(expert - self.base for expert in self.given)
+        if isinstance(self.given, Stream):
+            return self.given.map(lambda expert: expert.sub_(base))
+        return tuple(expert - base for expert in self.given)
 
     def with_deltas(self, deltas: Sequence[Tensor]) -> Group:
         """Return the group with other deltas on the same base."""
@@ -166,8 +171,8 @@ class Group:
         """Return the group as another method sees it, with that method's survey totals."""
         return self if facts is self.facts else replace(self, facts=facts)
 
-    def factor(self, matrix: Float[Tensor, "m n"]) -> SVD:
-        """Return the thin SVD of a matrix, remembered by its content.
+    def factor(self, matrix: Float[Tensor, "m n"]) -> Factors:
+        """Return the singular values and vectors of a matrix, remembered by its content.
 
         Factorisations are what spectral methods cost and do not depend on coefficients: a later run, or the next
         point of a sweep, finds them again.
@@ -180,7 +185,7 @@ class Group:
         A function of (seed, tensor name, expert name, flat index) alone: the same bits whatever the blocks,
         threads, shards or device.
         """
-        like = self.given[expert]
+        like = self.base if self.base is not None else self.given[expert]
         drawn = self.draws.uniform(self.names[expert], self.offset, like.numel())
         return drawn.to(like.device).view_as(like)
 
@@ -286,7 +291,7 @@ class Sparsifier(Method):
     kind = "sparsifier"
     weighted = False
 
-    def sparsify(self, group: Group) -> tuple[Tensor, ...]:
+    def sparsify(self, group: Group) -> Sequence[Tensor]:
         """Return the changed deltas, one per expert."""
         raise NotImplementedError
 

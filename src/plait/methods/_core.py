@@ -9,8 +9,9 @@ from torch import Tensor
 
 from plait.methods._trim import rank_kept
 from plait.tensors.consensus import disjoint_merge, elect, weighted_sum
+from plait.tensors.factors import factor
 from plait.tensors.selection import at_least, row_threshold
-from plait.tensors.spectral import combine_subspaces, svd
+from plait.tensors.subspaces import combine_subspaces
 
 __all__ = ["Inner", "merge_cores", "trim_whole"]
 
@@ -37,7 +38,7 @@ def merge_cores(cores: Sequence[Tensor], inner: Inner) -> Tensor:
         return disjoint_merge(cores, elect(cores), ones)
     if inner == "tsv":
         kept = max(1, min(cores[0].shape) // len(cores))
-        parts = [svd(core) for core in cores]
+        parts = [factor(core) for core in cores]
         return combine_subspaces([part.top(min(kept, part.rank)) for part in parts])
     total = weighted_sum(cores, ones)
     return total / len(cores) if inner == "mean" else total

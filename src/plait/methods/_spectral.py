@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,6 +14,8 @@ from plait.methods._contract import Combiner, Group, Subject, Unit
 from plait.methods._parameters import Doc, Real
 from plait.tensors.consensus import weighted_sum
 from plait.tensors.spectral import SVD, rounding_floor
+from plait.tensors.streams import Stream
+from plait.tensors.subspaces import Subspaces, stack
 
 __all__ = [
     "Plain",
@@ -22,7 +24,10 @@ __all__ = [
     "noise",
     "plain",
     "rank_share",
+    "square_arrays",
     "squared_norms",
+    "stacked",
+    "summed",
     "top_factors",
     "weighted_deltas",
 ]
@@ -42,7 +47,10 @@ class SpectralCombiner(Combiner, ABC):
     """
 
     cost: ClassVar[Any] = "spectral"
-    temporaries: ClassVar[tuple[float, float]] = (12.0, 1.0)
+    temporaries: ClassVar[tuple[float, float]] = (0.5, 0.0)
+    #: matrices of the shorter side × the shorter side at the peak, one in float64 counting twice
+    grams: ClassVar[float] = 10.0
+    squares: ClassVar[float] = 0.0
 
     lambda_: Annotated[Real, Doc("scale of the merged task vector, of every tensor")] = 1.0
     embeddings: Annotated[Treatment, Doc("how embedding matrices merge; vision authors: spectral")] = "mean"
@@ -59,34 +67,60 @@ class SpectralCombiner(Combiner, ABC):
         """Matrices are seen whole; everything else goes in blocks."""
         return "tensor" if self.treatment(subject) == "spectral" else "element"
 
+    def arrays(self, subject: Subject, experts: int) -> float:
+        """Arrays of the matrix's size, and what is square in its shorter side or in its inputs."""
+        if self.treatment(subject) != "spectral":
+            return 4.0 + experts
+        return square_arrays(subject, experts, self.temporaries, self.grams, self.squares)
+
     @abstractmethod
     def update(self, group: Group) -> Tensor:
-        """Return the merged task vector of one matrix."""
+        """Return the merged task vector of one matrix, in memory that the caller may overwrite."""
 
     def merge(self, group: Group) -> Tensor:
         """Add the merged task vector to the base."""
         treatment = self.treatment(group.subject)
-        merged = self.update(group) if treatment == "spectral" else plain(group, treatment)
-        return group.origin + self.lambda_ * merged
+        if treatment != "spectral":
+            return group.origin + self.lambda_ * plain(group, treatment)
+        return self.update(group).mul_(self.lambda_).add_(group.origin)
+
+
+def square_arrays(
+    subject: Subject, experts: int, temporaries: tuple[float, float], grams: float, squares: float
+) -> float:
+    """Add up a + b · experts arrays of an (m, n) matrix's size, `grams` of min(m, n)² and `squares` of n² numbers."""
+    shorter, inputs = min(subject.shape), subject.shape[1]
+    fixed, each = temporaries
+    return fixed + each * experts + (grams * shorter * shorter + squares * inputs * inputs) / subject.numel
 
 
 def plain(group: Group, treatment: Treatment) -> Tensor:
     """Mean or sum of the weighted deltas, or none of them."""
     if treatment == "base":
-        return torch.zeros_like(group.deltas[0])
+        return torch.zeros_like(group.origin)
     total = weighted_sum(group.deltas, group.weights)
     return total / group.count if treatment == "mean" else total
 
 
-def weighted_deltas(group: Group) -> tuple[Tensor, ...]:
-    """wᵢτᵢ."""
-    pairs = zip(group.deltas, group.weights, strict=True)
-    return tuple(delta if weight == 1.0 else delta * weight for delta, weight in pairs)
+def weighted_deltas(group: Group) -> Stream:
+    """wᵢτᵢ, each made anew at every look."""
+    deltas, weights = group.deltas, group.weights
+    if isinstance(deltas, Stream):
+        return Stream(len(deltas), lambda i: deltas[i].mul_(weights[i]) if weights[i] != 1.0 else deltas[i])
+    return Stream(len(deltas), lambda i: deltas[i] * weights[i])
+
+
+def summed(deltas: Sequence[Tensor]) -> Tensor:
+    """Σ τᵢ in new memory, looking at one at a time."""
+    total = deltas[0].clone() if not isinstance(deltas, Stream) else deltas[0]
+    for i in range(1, len(deltas)):
+        total.add_(deltas[i])
+    return total
 
 
 def squared_norms(deltas: Sequence[Tensor]) -> list[float]:
-    """‖τᵢ‖²_F, added up in float64."""
-    return [float(torch.linalg.vector_norm(delta, dtype=torch.float64)) ** 2 for delta in deltas]
+    """‖τᵢ‖²_F, added up in float64, looking at one at a time."""
+    return [float(torch.linalg.vector_norm(deltas[i], dtype=torch.float64)) ** 2 for i in range(len(deltas))]
 
 
 def noise(group: Group) -> float:
@@ -99,12 +133,18 @@ def rank_share(group: Group) -> int:
     return max(1, min(group.origin.shape) // group.count)
 
 
-def top_factors(group: Group, ranks: Sequence[int]) -> list[SVD]:
-    """The largest triplets of each wᵢτᵢ: `ranks[i]` of them, but none that is only rounding."""
-    floor = noise(group)
-    parts = []
-    for delta, weight, rank in zip(group.deltas, group.weights, ranks, strict=True):
-        factors = group.factor(delta)
-        parts.append(factors.top(min(rank, factors.rank_above(floor))).compact().scaled(weight))
-        del factors  # T full pairs of U and V at once would be most of the memory
-    return parts
+def stacked(group: Group, ranks: Sequence[int]) -> Subspaces:
+    """The largest triplets of all wᵢτᵢ side by side: `ranks[i]` of each, but none that is only rounding."""
+    room = min(group.origin.shape)
+    return stack(top_factors(group, ranks), sum(min(rank, room) for rank in ranks))
+
+
+def top_factors(group: Group, ranks: Sequence[int]) -> Iterator[SVD]:
+    """The largest triplets of each wᵢτᵢ in turn: `ranks[i]` of them, but none that is only rounding."""
+    floor, deltas = noise(group), group.deltas
+    for i, rank in enumerate(ranks):
+        factors = group.factor(deltas[i])
+        part = factors.top(min(rank, factors.rank_above(floor))).scaled(group.weights[i])
+        del factors  # a delta and its vectors: not beside those of the next one
+        yield part
+        del part

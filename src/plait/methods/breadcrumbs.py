@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -100,7 +101,7 @@ class Breadcrumbs(Sparsifier):
         kept = self._each(group, group.subject.numel)
         return survey_order([delta.abs() for delta in group.deltas], group.facts, lambda i, _: kept[i] or (1, 1))
 
-    def sparsify(self, group: Group) -> tuple[Tensor, ...]:
+    def sparsify(self, group: Group) -> Sequence[Tensor]:
         """Zero what lies outside the two thresholds."""
         if self.scope == "row":
             if not group.subject.shape:  # a scalar is no row: the authors leave it as it is

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._core import Inner, merge_cores, trim_whole
 from plait.methods._parameters import Density, Doc, PositiveInt
-from plait.methods._spectral import SpectralCombiner, top_factors
-from plait.tensors.spectral import svd
+from plait.methods._spectral import SpectralCombiner, stacked
+from plait.tensors.factors import factor
 
 __all__ = ["CoreSpace"]
 
@@ -44,7 +43,8 @@ class CoreSpace(SpectralCombiner):
         "apanariello4/core-space-merging",
     )
     identity: ClassVar[Any] = {}
-    temporaries: ClassVar[tuple[float, float]] = (11.0, 8.0)
+    temporaries: ClassVar[tuple[float, float]] = (0.5, 8.0)
+    grams: ClassVar[float] = 0.0
 
     inner: Annotated[Inner, Doc("how cores merge")] = "tsv"
     density: Annotated[Density, Doc("fraction of entries each core keeps, for ties")] = 0.2
@@ -53,16 +53,20 @@ class CoreSpace(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Factor, span, project, merge, expand."""
-        parts = top_factors(group, [self.rank or min(group.origin.shape)] * group.count)
-        columns = svd(torch.cat([part.u * part.s.sqrt() for part in parts], dim=1))
-        rows = svd(torch.cat([part.vh * part.s.sqrt()[:, None] for part in parts]))
-        u, vh = columns.top(columns.rank).u, rows.top(rows.rank).vh
-        cores = [((u.mT @ part.u) * part.s) @ (part.vh @ vh.mT) for part in parts]
+        joined = stacked(group, [self.rank or min(group.origin.shape)] * group.count)
+        root = joined.s.sqrt()
+        columns = factor(joined.u * root)
+        u = columns.top(columns.rank).u
+        del columns
+        rows = factor(joined.vh * root[:, None])
+        vh = rows.top(rows.rank).vh
+        del rows
+        cores = [((u.mT @ part.u) * part.s) @ (part.vh @ vh.mT) for part in joined.parts()]
+        del joined
         if self.inner == "ties":
             cores = [trim_whole(core, self.density) for core in cores]
         merged = merge_cores(cores, self.inner)
         if self.isotropize and merged.numel():
-            factors = svd(merged)
-            factors = factors.top(factors.rank)
-            merged = (factors.u @ factors.vh) * (factors.s.mean() if factors.s.numel() else 0.0)
+            factors = factor(merged)
+            merged = factors.polar(factors.rank) * float(factors.s[: factors.rank].mean() if factors.rank else 0.0)
         return u @ merged @ vh

@@ -8,12 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from plait.methods._contract import Group, Paper
+from plait.methods._contract import Group, Paper, Subject
 from plait.methods._parameters import Bounds, Density, Doc, PositiveInt
-from plait.methods._spectral import SpectralCombiner, rank_share, top_factors
+from plait.methods._spectral import SpectralCombiner, rank_share, stacked
 from plait.tensors.consensus import disjoint_merge, elect
+from plait.tensors.factors import polar
 from plait.tensors.selection import at_least, row_threshold
-from plait.tensors.spectral import polar
 
 __all__ = ["DcMerge"]
 
@@ -44,7 +44,7 @@ class DcMerge(SpectralCombiner):
         "Tobeginwith/DC-Merge",
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[tuple[float, float]] = (11.5, 2.0)
+    temporaries: ClassVar[tuple[float, float]] = (0.5, 0.0)
 
     smoothing: Annotated[
         Literal["none", "avg", "linear"], Doc("how each expert's energy is spread over its directions")
@@ -52,6 +52,11 @@ class DcMerge(SpectralCombiner):
     rho: Annotated[float, Bounds(ge=1), Doc("largest ratio of first to last singular value, for linear")] = 5.0
     density: Annotated[Density, Doc("share of each core's entries that is kept")] = 1e-3
     rank: Annotated[PositiveInt | None, Doc("triplets each expert keeps: an adapter's rank; none: a 1/T share")] = None
+
+    def arrays(self, subject: Subject, experts: int) -> float:
+        """Every expert has a core of its own in the common space."""
+        cores = min(subject.shape) ** 2 / subject.numel if self.treatment(subject) == "spectral" else 0.0
+        return super().arrays(subject, experts) + experts * cores
 
     def _smooth(self, values: Tensor) -> Tensor:
         """Σs spread with weights falling linearly from ρ' = min(ρ, s₁/s_k) to 1; ρ' = 1 is the average."""
@@ -63,16 +68,14 @@ class DcMerge(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Cut, smooth, project, sparsify, elect, mask, expand."""
-        parts = top_factors(group, [self.rank or rank_share(group)] * group.count)
-        u, vh = polar(torch.cat([p.u for p in parts], dim=1)), polar(torch.cat([p.vh for p in parts]))
+        joined = stacked(group, [self.rank or rank_share(group)] * group.count)
+        u, vh, parts = polar(joined.u), polar(joined.vh), joined.parts()
         size = min(group.origin.shape) if self.rank is None else self.rank * group.count
         kept = max(1, int(self.density * size * size))
-        cores = []
-        for part in parts:
-            core = ((u.mT @ part.u) * self._smooth(part.s)) @ (part.vh @ vh.mT)
-            cores.append(_largest(core, kept))
+        cores = [_largest(((u.mT @ part.u) * self._smooth(part.s)) @ (part.vh @ vh.mT), kept) for part in parts]
         merged = disjoint_merge(cores, elect(cores), [1.0] * group.count)
-        blocks = [merged.new_ones(p.s.numel(), p.s.numel()) for p in parts]
+        blocks = [merged.new_ones(size, size) for size in joined.sizes]
+        del joined, parts, cores
         return u @ (merged * torch.block_diag(*blocks)) @ vh
 
 

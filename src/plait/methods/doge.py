@@ -17,7 +17,7 @@ from plait.methods._trim import ROUNDS, survey_thresholds, thresholds
 from plait.tensors.consensus import weighted_sum
 from plait.tensors.descent import adam
 from plait.tensors.selection import at_least
-from plait.tensors.spectral import svd
+from plait.tensors.subspaces import leading_columns
 
 __all__ = ["Doge"]
 
@@ -49,8 +49,8 @@ class Doge(SpectralCombiner):
     )
     identity: ClassVar[Any] = None
     cost: ClassVar[Any] = "iterative"
-    temporaries: ClassVar[tuple[float, float]] = (21.5, 1.5)
-    squares: ClassVar[float] = 4.0
+    temporaries: ClassVar[tuple[float, float]] = (5.5, 1.1)
+    grams: ClassVar[float] = 1.0
 
     strength: Annotated[NonNegative, Doc("norm that each expert's matrix is scaled to")] = 0.07
     density: Annotated[Density, Doc("share of all matrices' entries that each expert keeps")] = 0.3
@@ -84,43 +84,47 @@ class Doge(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Scale, learn, mask, add."""
-        deltas = group.deltas
+        deltas = list(group.deltas)  # every step of the descent needs all of them
         pairs = zip(group.weights, squared_norms(deltas), strict=True)
         scales = [weight * self.strength / math.sqrt(square) if square > 0 else 0.0 for weight, square in pairs]
-        correction = self._correction(group, scales) if self.steps else torch.zeros_like(deltas[0])
+        correction = self._correction(group, deltas, scales) if self.steps else torch.zeros_like(deltas[0])
         limits: Sequence[float] = (0.0,) * group.count
         if self.rounds:
             limits = thresholds(group.facts, [self.density] * group.count, "inclusive")
         merged = torch.zeros_like(deltas[0])
         for delta, share, limit in zip(deltas, scales, limits, strict=True):
-            merged.add_((delta + correction) * at_least(delta, limit), alpha=share)
+            merged.add_((delta + correction).mul_(at_least(delta, limit)), alpha=share)
         return merged
 
-    def _correction(self, group: Group, scales: Sequence[float]) -> Tensor:
+    def _correction(self, group: Group, deltas: Sequence[Tensor], scales: Sequence[float]) -> Tensor:
         """Descend on the rows' squared inner products, off the shared subspace."""
-        deltas, reach = group.deltas, sum(scales)
+        reach = sum(scales)
+        basis = self._shared(group, deltas)
         total = weighted_sum(deltas, scales)
         targets = [(delta * (delta - total)).sum(dim=1) for delta in deltas]  # (m,) each
-        basis = self._shared(group)
+        del total
 
         def gradient(here: Tensor) -> Tensor:
             slope = torch.zeros_like(here)
             for delta, target in zip(deltas, targets, strict=True):
-                inner = target - reach * (delta * here).sum(dim=1)
+                inner = target - reach * torch.linalg.vecdot(delta, here)
                 slope.addcmul_(inner[:, None], delta, value=-2.0 * reach)
-            return slope - basis @ (basis.mT @ slope)
+            return slope.addmm_(basis, basis.mT @ slope, alpha=-1.0)
 
-        return adam(torch.zeros_like(total), gradient, self.steps, self.rate)
+        return adam(torch.zeros_like(deltas[0]), gradient, self.steps, self.rate)
 
-    def _shared(self, group: Group) -> Tensor:
+    def _shared(self, group: Group, deltas: Sequence[Tensor]) -> Tensor:
         """The directions of the output that most of the experts' leading left singular vectors point to, (m, p).
 
         Singular values lie close together where the subspace ends: float64 keeps rounding from turning it.
         """
         kept, floor = rank_share(group), noise(group)
         columns = []
-        for delta in group.deltas:
-            factors = group.factor(delta.double())
-            columns.append(factors.u[:, : min(kept, factors.rank_above(floor))].clone())
-        factors = svd(torch.cat(columns, dim=1))
-        return factors.top(min(factors.rank, min(group.origin.shape) // self.subspace)).u.to(group.origin.dtype)
+        for delta in deltas:
+            factors = group.factor(delta)
+            columns.append(factors.left(min(kept, factors.rank_above(floor))))
+            del factors
+        joined = torch.cat(columns, dim=1)
+        columns.clear()
+        wanted = min(group.origin.shape) // self.subspace
+        return leading_columns(joined, wanted, torch.finfo(group.origin.dtype).eps).to(group.origin.dtype)

@@ -9,21 +9,20 @@ from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Doc, PositiveInt
-from plait.methods._spectral import SpectralCombiner, noise
-from plait.tensors.consensus import weighted_sum
-from plait.tensors.spectral import SVD
+from plait.methods._spectral import SpectralCombiner, noise, summed, weighted_deltas
+from plait.tensors.factors import Factors
 
 __all__ = ["IsoC", "common_factors"]
 
 
-def common_factors(group: Group, rank: int | None) -> SVD:
-    """SVD of Σ wᵢτᵢ over its numerical rank, at most `rank` directions per expert where that is given.
+def common_factors(group: Group, rank: int | None) -> tuple[Factors, int]:
+    """Factors of Σ wᵢτᵢ and its numerical rank, at most `rank` directions per expert where that is given.
 
     A flat spectrum lifts every direction to the mean singular value: rounding in an arbitrary basis must not be lifted.
     """
-    factors = group.factor(weighted_sum(group.deltas, group.weights))
+    factors = group.factor(summed(weighted_deltas(group)))
     known = factors.rank_above(noise(group) * sum(abs(w) for w in group.weights))
-    return factors.top(known if rank is None else min(known, rank * group.count))
+    return factors, known if rank is None else min(known, rank * group.count)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +50,12 @@ class IsoC(SpectralCombiner):
         "danielm1405/iso-merging",
     )
     identity: ClassVar[Any] = None
-    temporaries: ClassVar[tuple[float, float]] = (7.0, 1.0)
+    temporaries: ClassVar[tuple[float, float]] = (0.0, 0.0)
+    grams: ClassVar[float] = 5.5
 
     rank: Annotated[PositiveInt | None, Doc("rank of each expert, where they are adapters; none: measured")] = None
 
     def update(self, group: Group) -> Tensor:
         """Factor the sum and flatten its spectrum."""
-        u, s, vh = common_factors(group, self.rank)
-        return (u @ vh) * (s.mean() if s.numel() else 0.0)
+        factors, rank = common_factors(group, self.rank)
+        return factors.polar(rank, overwrite=True).mul_(float(factors.s[:rank].mean()) if rank else 0.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -12,7 +13,9 @@ from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Doc, Fraction, PositiveInt
 from plait.methods._spectral import SpectralCombiner, noise, weighted_deltas
 from plait.methods.iso_c import IsoC, common_factors
-from plait.tensors.spectral import polar
+from plait.tensors.products import panels
+from plait.tensors.spectral import SVD
+from plait.tensors.subspaces import combine_subspaces, stack
 
 __all__ = ["IsoCts"]
 
@@ -36,22 +39,32 @@ class IsoCts(SpectralCombiner):
     formula: ClassVar[str] = "θ₀ + λ · mean(s̃) · polar([Uᵢ, U_c]) polar([Vᵢ; V_c])"
     paper: ClassVar[Paper | None] = IsoC.paper
     identity: ClassVar[Any] = None
-    temporaries: ClassVar[tuple[float, float]] = (10.5, 1.0)
 
     common: Annotated[Fraction, Doc("share of the directions that belong to the common space")] = 0.8
     rank: Annotated[PositiveInt | None, Doc("rank of each expert, where they are adapters; none: measured")] = None
 
     def update(self, group: Group) -> Tensor:
         """Split the rank into common and specific directions, collect both, flatten."""
-        shared = common_factors(group, self.rank)
-        room, tasks = shared.s.numel(), group.count
-        specific = round((room - int(room * self.common)) / tasks)  # to even on a half, as the authors
-        shared = shared.top(max(room - specific * tasks, 0))
-        u, s, vh = [shared.u], [shared.s], [shared.vh]
-        for delta in weighted_deltas(group) if specific else ():
-            own = group.factor(delta - shared.u @ (shared.u.mT @ delta))
-            own = own.top(min(specific, own.rank_above(noise(group)))).compact()
-            u, s, vh = [*u, own.u], [*s, own.s], [*vh, own.vh]
-        values = torch.cat(s)
-        flat = values.mean() if values.numel() else 0.0
-        return (polar(torch.cat(u, dim=1)) @ polar(torch.cat(vh))) * flat
+        factors, room = common_factors(group, self.rank)
+        specific = round((room - int(room * self.common)) / group.count)  # to even on a half, as the authors
+        common = max(room - specific * group.count, 0)
+        shared = [factors.top(common)]
+        del factors
+        joined = stack(self._parts(group, shared, specific), common + specific * group.count)
+        flat = float(joined.s.mean()) if joined.s.numel() else 0.0
+        return combine_subspaces(joined._replace(s=torch.full_like(joined.s, flat)))
+
+    def _parts(self, group: Group, shared: list[SVD], specific: int) -> Iterator[SVD]:
+        """The common triplets, taken out of a list of one, then those of every expert off the common left vectors."""
+        basis = shared[0].u
+        yield shared.pop()
+        deltas = weighted_deltas(group)
+        for i in range(group.count if specific else 0):
+            delta = deltas[i]
+            for panel in panels(delta.shape[1], delta.shape[0]):
+                delta[:, panel].addmm_(basis, basis.mT @ delta[:, panel], alpha=-1.0)
+            own = group.factor(delta)
+            part = own.top(min(specific, own.rank_above(noise(group))))
+            del delta, own
+            yield part
+            del part

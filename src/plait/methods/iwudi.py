@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -10,14 +11,15 @@ from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Bounds, Density, Doc, Fraction, NonNegative, PositiveInt
-from plait.methods._spectral import SpectralCombiner, squared_norms, weighted_deltas
-from plait.tensors.consensus import weighted_sum
+from plait.methods._spectral import SpectralCombiner, squared_norms, summed, weighted_deltas
+from plait.tensors.factors import symmetric_eigen
 from plait.tensors.spectral import normal_equations
 from plait.tensors.spectrum import RankRule, effective_rank
 
 __all__ = ["Aswudi", "Iwudi", "Swudi"]
 
 _FLOOR = 1e-8  # the authors' smallest eigenvalue
+_ROWS = 256
 
 Filter = Literal["exponential", "landweber", "tikhonov", "none"]
 
@@ -35,8 +37,9 @@ class _ClosedForm(SpectralCombiner):
         "WalkerWorldPeace/MLLMerging",
     )
     identity: ClassVar[Any] = {}
-    temporaries: ClassVar[tuple[float, float]] = (8.0, 1.0)
-    squares: ClassVar[float] = 4.0
+    temporaries: ClassVar[tuple[float, float]] = (1.5, 0.0)
+    grams: ClassVar[float] = 0.0
+    squares: ClassVar[float] = 3.0
 
     filter: Annotated[Filter, Doc("how much of the way to the minimiser each eigen-direction goes")] = "exponential"
     time: Annotated[NonNegative, Doc("t of the exponential filter 1 − exp(−λt)")] = 300.0
@@ -51,15 +54,18 @@ class _ClosedForm(SpectralCombiner):
     def update(self, group: Group) -> Tensor:
         """Build C and D, decompose C, filter."""
         deltas = weighted_deltas(group)
-        total = weighted_sum(deltas, [1.0] * len(deltas))
-        start = {"sum": total, "mean": total / len(deltas), "zero": torch.zeros_like(total)}[self.start]
         c, d = normal_equations(deltas, deltas, squared_norms(deltas))
-        values, basis = torch.linalg.eigh(c)
-        values, basis = values.flip(0).clamp_min(_FLOOR), basis.flip(1)
+        values, basis = symmetric_eigen(c.mT)
+        del c
+        values = values.clamp_min(_FLOOR)
+        start = summed(deltas)
+        if self.start != "sum":
+            start.mul_(1.0 / group.count if self.start == "mean" else 0.0)
         began, wanted = start @ basis, d @ basis  # (m, n), one column per eigen-direction
+        del d
         share = self._filter(values)
         share[self._count(values, began, wanted) :] = 0.0
-        return start + ((wanted / values - began) * share) @ basis.mT
+        return start.addmm_(wanted.div_(values).sub_(began).mul_(share), basis.mT)
 
     def _filter(self, values: Tensor) -> Tensor:
         if self.filter == "exponential":
@@ -72,7 +78,7 @@ class _ClosedForm(SpectralCombiner):
         """Number of eigen-directions that are used, between 1 and all."""
         n, v = values.numel(), values.double()
         if self.rank_rule in ("risk", "risk_without_cross", "loss_elbow"):
-            return min(max(self._by_loss(v, began.double(), wanted.double()), 1), n)
+            return min(max(self._by_loss(v, began, wanted), 1), n)
         if self.rank_rule == "all" and self.filter == "none":
             # an unfiltered direction beyond the numerical rank would be rounding divided by rounding
             return int((v > float(v[0]) * n * torch.finfo(values.dtype).eps).sum())
@@ -81,15 +87,24 @@ class _ClosedForm(SpectralCombiner):
 
     def _by_loss(self, v: Tensor, began: Tensor, wanted: Tensor) -> int:
         """The rules that compare what K used directions cost, for K = 0 … n."""
-        left = (v * began - wanted).square().sum(dim=0)
         if self.rank_rule == "risk_without_cross":
-            left = (v * began).square().sum(dim=0) + wanted.square().sum(dim=0)
+            left = _columns(lambda b, w: (v * b).square() + w.square(), began, wanted)
+        else:
+            left = _columns(lambda b, w: (v * b - w).square(), began, wanted)
         misfit = _tails(left)
         if self.rank_rule == "loss_elbow":
             return int((misfit > (1.0 - self.level) * misfit[0]).sum())
-        solved = (wanted / v).square().sum(dim=0).cumsum(0)
-        size = torch.cat([solved.new_zeros(1), solved]) + _tails(began.square().sum(dim=0))
+        solved = _columns(lambda b, w: (w / v).square(), began, wanted).cumsum(0)
+        size = torch.cat([solved.new_zeros(1), solved]) + _tails(_columns(lambda b, w: b.square(), began, wanted))
         return int((misfit + size).argmin())
+
+
+def _columns(term: Callable[[Tensor, Tensor], Tensor], began: Tensor, wanted: Tensor) -> Tensor:
+    """Sums over the rows of a term of both, in float64, a few rows at a time."""
+    total = began.new_zeros(began.shape[1], dtype=torch.float64)
+    for b, w in zip(began.split(_ROWS), wanted.split(_ROWS), strict=True):
+        total += term(b.double(), w.double()).sum(dim=0)
+    return total
 
 
 def _tails(values: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from plait.methods._core import Inner, merge_cores, trim_whole
 from plait.methods._parameters import Density, Doc, NonNegative
 from plait.methods._spectral import SpectralCombiner, weighted_deltas
 from plait.methods._trim import ROUNDS, survey_thresholds, thresholds, trim
-from plait.tensors.spectral import common_columns
+from plait.tensors.subspaces import common_columns
 
 __all__ = ["Knots"]
 
@@ -40,7 +40,8 @@ class Knots(SpectralCombiner):
         "Model Merging with SVD to Tie the KnOTS", "Stoica et al.", 2025, "2410.19735", "gstoica27/KnOTS"
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[tuple[float, float]] = (14.0, 3.5)
+    temporaries: ClassVar[tuple[float, float]] = (8.0, 0.0)
+    grams: ClassVar[float] = 0.0
 
     inner: Annotated[Inner, Doc("how coordinates merge")] = "ties"
     density: Annotated[Density, Doc("fraction of coordinates each expert keeps, for ties")] = 0.2
@@ -64,17 +65,19 @@ class Knots(SpectralCombiner):
         return frozenset({"density"})
 
     def arrays(self, subject: Subject, experts: int) -> float:
-        """The factorisation is square in the output dimension."""
-        tall = subject.shape[0] / max(subject.shape[1], 1) if len(subject.shape) == 2 else 1.0
-        return super().arrays(subject, experts) + 8.0 * max(0.0, tall - 1.0)
+        """The Gram matrix is square in the outputs, or in all experts' inputs where they are fewer."""
+        if self.treatment(subject) != "spectral":
+            return super().arrays(subject, experts)
+        side = min(subject.shape[0], subject.shape[1] * experts)
+        return super().arrays(subject, experts) + 7.0 * side * side / subject.numel
 
     def _coordinates(self, group: Group) -> tuple[Tensor, tuple[Tensor, ...]]:
         deltas = weighted_deltas(group)
-        basis, values = common_columns(deltas, self.cutoff, group.factor)
-        cores = tuple(basis.mT @ delta for delta in deltas)
+        basis, values = common_columns(deltas, self.cutoff)
+        cores = tuple(basis.mT @ deltas[i] for i in range(group.count))
         if self.coordinates == "scaled":
             return basis, cores
-        return basis * values, tuple(core / values[:, None] for core in cores)
+        return basis.mul_(values), tuple(core.div_(values[:, None]) for core in cores)
 
     def survey(self, group: Group) -> Any:
         """Count the magnitudes of the coordinates; tensors that are no matrices take no part."""

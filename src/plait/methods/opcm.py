@@ -6,12 +6,12 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper, Scope
 from plait.methods._parameters import Doc, Fraction
 from plait.methods._spectral import Plain, SpectralCombiner, Treatment, noise, plain, weighted_deltas
+from plait.tensors.factors import Factors
 from plait.tensors.sums import Each, norm2_squared
 
 __all__ = ["Opcm"]
@@ -45,7 +45,7 @@ class Opcm(SpectralCombiner):
     )
     symmetric: ClassVar[bool] = False
     identity: ClassVar[Any] = {}
-    temporaries: ClassVar[tuple[float, float]] = (5.5, 1.5)
+    temporaries: ClassVar[tuple[float, float]] = (1.5, 0.0)
 
     alpha: Annotated[Fraction, Doc("share of the merged spectrum whose directions are protected")] = 0.5
     embeddings: Annotated[Treatment, Doc("how embedding matrices merge")] = "sum"
@@ -68,7 +68,9 @@ class Opcm(SpectralCombiner):
 
     def survey(self, group: Group) -> Each:
         """Squared norms of every weighted delta and of the accumulated one."""
-        return Each((Each(tuple(norm2_squared(d) for d in weighted_deltas(group))), norm2_squared(self._sum(group))))
+        deltas = weighted_deltas(group)
+        norms = Each(tuple(norm2_squared(deltas[i]) for i in range(group.count)))
+        return Each((norms, norm2_squared(self._sum(group))))
 
     def _sum(self, group: Group) -> Tensor:
         treatment = self.treatment(group.subject)
@@ -76,24 +78,26 @@ class Opcm(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Accumulate the projected deltas."""
-        first, *more = weighted_deltas(group)
-        merged = first
-        for delta in more:
-            merged = merged + self._projected(group, delta, merged)
+        deltas, floor = weighted_deltas(group), noise(group)
+        merged = deltas[0]
+        for i in range(1, group.count):
+            factors = group.factor(merged)  # before the delta is there
+            merged.add_(self._projected(factors, floor, deltas[i]))
+            del factors
         return merged
 
-    def _projected(self, group: Group, delta: Tensor, merged: Tensor) -> Tensor:
+    def _projected(self, factors: Factors, floor: float, delta: Tensor) -> Tensor:
         """Take out of a delta what it says along the directions of the merged one that are protected."""
-        factors = group.factor(merged)
-        u, s, vh = factors.top(factors.rank_above(noise(group)))
-        if not s.numel():
+        rank = factors.rank_above(floor)
+        if not rank:
             return delta
-        shares = s.double().cumsum(0) / s.sum(dtype=torch.float64)
-        protected = s.numel() if self.alpha >= 1 else int((shares <= self.alpha).sum())
-        core = u.mT @ delta @ vh.mT
+        s = factors.s[:rank]
+        shares = s.cumsum(0) / s.sum()
+        protected = rank if self.alpha >= 1 else int((shares <= self.alpha).sum())
+        core = factors.core(delta, rank)  # the same masks hold for its transpose
         removed = core.diagonal().diag()
         removed[:protected, :protected] = core[:protected, :protected]
-        return delta - u @ removed @ vh
+        return factors.expand(removed).neg_().add_(delta)
 
     def merge(self, group: Group) -> Tensor:
         """Rescale the accumulated delta to the experts' mean norm."""
@@ -101,4 +105,4 @@ class Opcm(SpectralCombiner):
         size = math.sqrt(float(merged))
         mean = sum(math.sqrt(float(square)) for square in norms.items) / group.count
         factor = mean / size if size > 0 else 1.0
-        return group.origin + self.lambda_ * factor * self._sum(group)
+        return self._sum(group).mul_(self.lambda_ * factor).add_(group.origin)

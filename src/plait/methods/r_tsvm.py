@@ -7,14 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Doc, NonNegative
-from plait.methods._spectral import SpectralCombiner, squared_norms, top_factors, weighted_deltas
-from plait.tensors.spectral import combine_subspaces
+from plait.methods._spectral import SpectralCombiner, squared_norms, stacked, weighted_deltas
+from plait.tensors.subspaces import combine_subspaces
 
 __all__ = ["RTsvm"]
+
+#: elements looked at at a time in float64
+_PIECE = 1 << 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,23 +54,34 @@ class RTsvm(SpectralCombiner):
     def update(self, group: Group) -> Tensor:
         """Measure, weigh, and join the subspaces."""
         deltas = weighted_deltas(group)
-        parts = top_factors(group, self._ranks(deltas))
         shares = self._shares(deltas)
-        return combine_subspaces([part.scaled(share) for part, share in zip(parts, shares, strict=True)])
+        joined = stacked(group, self._ranks(deltas))
+        for part, share in zip(joined.parts(), shares, strict=True):
+            part.s.mul_(share)
+        return combine_subspaces(joined)
 
     def _shares(self, deltas: Sequence[Tensor]) -> list[float]:
         """T · (outlier mass of one expert / outlier mass of all)."""
-        masses = []
-        for delta in deltas:
-            size = delta.abs().double()
-            limit = size.mean() + self.deviations * size.std(correction=0)
-            masses.append(float((size * (size > limit)).sum()))
+        masses = [self._outliers(deltas[i]) for i in range(len(deltas))]
         total = sum(masses)
         return [len(deltas) * mass / total if total > 0 else 1.0 for mass in masses]
 
+    def _outliers(self, delta: Tensor) -> float:
+        """Sum of the magnitudes above the limit, in float64, piece by piece."""
+        pieces = delta.reshape(-1).split(_PIECE)
+        mean = sum(float(piece.abs().sum(dtype=torch.float64)) for piece in pieces) / delta.numel()
+        spread = sum(float((piece.abs().double() - mean).square().sum()) for piece in pieces) / delta.numel()
+        limit = mean + self.deviations * math.sqrt(spread)
+        total = 0.0
+        for piece in pieces:
+            size = piece.abs().double()
+            total += float(size[size > limit].sum())
+        return total
+
     def _ranks(self, deltas: Sequence[Tensor]) -> list[int]:
         """Ranks in proportion to the number of entries that moved; their sum fits into the matrix."""
-        limit = self.negligible * math.sqrt(sum(squared_norms(deltas)) / (len(deltas) * deltas[0].numel()))
-        counts = [int((delta.abs() > limit).sum()) for delta in deltas]
-        room = min(deltas[0].shape)
+        shape = deltas[0].shape
+        limit = self.negligible * math.sqrt(sum(squared_norms(deltas)) / (len(deltas) * shape.numel()))
+        counts = [int((deltas[i].abs() > limit).sum()) for i in range(len(deltas))]
+        room = min(shape)
         return [max(1, room * count // max(sum(counts), 1)) for count in counts]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -72,7 +73,7 @@ class Sce(Combiner):
         upper, nonzero = group.facts[0].items
         return survey_order([spread], [upper], lambda i, n: (max(self._rank(nonzero), 1),))
 
-    def _selected(self, group: Group) -> tuple[Tensor, ...]:
+    def _selected(self, group: Group) -> Sequence[Tensor]:
         if not self._counting:
             return group.deltas
         upper, nonzero = group.facts[0].items

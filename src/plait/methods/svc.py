@@ -10,6 +10,8 @@ from torch import Tensor
 
 from plait.methods._contract import Group, Modifier, Paper, Subject, Unit
 from plait.methods._parameters import Bounds, Doc
+from plait.methods._spectral import square_arrays
+from plait.tensors.products import add_product, panels, times
 
 __all__ = ["Svc"]
 
@@ -41,7 +43,6 @@ class Svc(Modifier):
     )
     identity: ClassVar[Any] = {}
     cost: ClassVar[Any] = "spectral"
-    temporaries: ClassVar[tuple[float, float]] = (14.0, 0.5)
 
     alpha: Annotated[float, Bounds(gt=0), Doc("smallest projection that counts; 1 never amplifies")] = 0.1
     embeddings: Annotated[Literal["spectral", "keep"], Doc("whether embedding matrices are calibrated")] = "keep"
@@ -55,16 +56,42 @@ class Svc(Modifier):
         """Matrices are seen whole."""
         return "tensor" if self._applies(subject) else "element"
 
+    def arrays(self, subject: Subject, experts: int) -> float:
+        """The merged and the changed delta, and the Gram matrix's eigenvectors."""
+        return square_arrays(subject, experts, (1.5, 0.0), 6.0, 0.0) if self._applies(subject) else 4.0 + experts
+
     def adjust(self, group: Group) -> Tensor:
         """Project every expert on the merged directions and rescale these."""
         assert group.merged is not None
         if not self._applies(group.subject):
             return group.merged
-        u, s, vh = group.factor((group.merged - group.origin).double())
-        total = torch.zeros_like(s)
-        for delta in group.deltas:
-            own = u.mT @ delta.double()  # (r, n): row r is aᵣᵢ
-            # aᵣ = sᵣ vᵣ, so that its inner products need no product with the merged matrix again
-            along = s * (own * vh).sum(dim=1) / own.square().sum(dim=1).clamp_min(1e-12)
-            total += along.clamp_min(self.alpha)
-        return group.origin + ((u * (s * group.count / total)) @ vh).to(group.origin.dtype)
+        change = group.merged - group.origin
+        factors = group.factor(change)
+        basis, squares, tall = factors.short, factors.s.square(), factors.tall
+        scaled = times(basis.mT, factors.rows, factors.rows)  # sᵣvᵣ in rows; of a tall matrix sᵣuᵣ
+        del factors, change
+        total, deltas = torch.zeros_like(squares), group.deltas
+        for i in range(group.count):
+            delta = deltas[i]
+            total += (_from_the_right if tall else _from_the_left)(basis, scaled, squares, delta).clamp_min(self.alpha)
+            del delta
+        merged = times(basis * (group.count / total), scaled)
+        return (merged.mT if tall else merged).add_(group.origin)
+
+
+def _from_the_left(basis: Tensor, scaled: Tensor, squares: Tensor, delta: Tensor) -> Tensor:
+    """sᵣᵢ from aᵣ = sᵣvᵣ and aᵣᵢ = uᵣᵀτᵢ, for U in the basis."""
+    along, sizes = torch.zeros_like(squares), torch.zeros_like(squares)
+    for panel in panels(delta.shape[1], delta.shape[0]):
+        own = basis.mT @ delta[:, panel].double()
+        along += (own * scaled[:, panel]).sum(dim=1)
+        sizes += own.square_().sum(dim=1)
+    return along / sizes.clamp_min(1e-12)
+
+
+def _from_the_right(basis: Tensor, scaled: Tensor, squares: Tensor, delta: Tensor) -> Tensor:
+    """The same for V in the basis: from sᵣuᵣᵀτᵢ, whose square is sᵣ² as large."""
+    own = torch.zeros_like(basis)
+    add_product(own, scaled, delta.mT)
+    along = squares * (own * basis.mT).sum(dim=1)
+    return along / torch.maximum(own.square_().sum(dim=1), (1e-12 * squares).clamp_min(1e-300))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -96,7 +97,7 @@ class Ties(Combiner):
         """Rows are trimmed whole; everything else is elementwise once the thresholds are known."""
         return "row" if self.scope == "row" else "element"
 
-    def _trimmed(self, group: Group) -> tuple[Tensor, ...]:
+    def _trimmed(self, group: Group) -> Sequence[Tensor]:
         densities = per_expert(self.density, group.count)
         if self.scope == "row":
             return trim_rows(group.deltas, densities, self.trim)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Density, Doc, PositiveInt
-from plait.methods._spectral import SpectralCombiner, rank_share, top_factors
-from plait.tensors.spectral import combine_subspaces
+from plait.methods._spectral import SpectralCombiner, rank_share, stacked
+from plait.tensors.subspaces import Orthogonalize, combine_subspaces
 
 __all__ = ["TsvMerge"]
 
@@ -25,8 +25,8 @@ class TsvMerge(SpectralCombiner):
     λ = 1 is near the best one. Each expert keeps at least one triplet, and none that is only rounding, so adapters and
     equal experts are well defined (T equal experts give the truncated expert). Weights scale the deltas (and so the
     singular values) before the merge: FusionBench's list `alpha`. `rank_fraction: 1` is the authors' lossless variant,
-    `orthogonalize: gram` their eigenvalue variant (a T·k × T·k problem instead of an SVD), `orthogonalize: none` their
-    plain rank reduction.
+    `orthogonalize: gram` their eigenvalue variant (always by the T·k × T·k Gram matrices, also where these square the
+    condition beyond what float64 resolves), `orthogonalize: none` their plain rank reduction.
 
     Paper: Gargiulo et al., "Task Singular Vectors: Reducing Task Interference in Model Merging", CVPR 2025,
     arXiv 2412.00081.
@@ -47,7 +47,7 @@ class TsvMerge(SpectralCombiner):
     rank_fraction: Annotated[Density | None, Doc("share of a matrix's rank each expert keeps; none: 1/T")] = None
     rank: Annotated[PositiveInt | None, Doc("triplets each expert keeps, instead of a share: an adapter's rank")] = None
     orthogonalize: Annotated[
-        Literal["svd", "gram", "none"], Doc("polar factor by SVD or by Gram eigenvalues, or add up as they are")
+        Orthogonalize, Doc("polar factor as exact as by an SVD, or always by Gram eigenvalues, or none")
     ] = "svd"
 
     def update(self, group: Group) -> Tensor:
@@ -58,4 +58,4 @@ class TsvMerge(SpectralCombiner):
             kept = max(1, int(min(group.origin.shape) * self.rank_fraction))
         else:
             kept = rank_share(group)
-        return combine_subspaces(top_factors(group, [kept] * group.count), self.orthogonalize)
+        return combine_subspaces(stacked(group, [kept] * group.count), self.orthogonalize)

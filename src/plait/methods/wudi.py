@@ -9,9 +9,8 @@ from torch import Tensor
 
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Doc, NonNegative, PositiveInt
-from plait.methods._spectral import SpectralCombiner, squared_norms, weighted_deltas
-from plait.tensors.consensus import weighted_sum
-from plait.tensors.descent import adam
+from plait.methods._spectral import SpectralCombiner, squared_norms, summed, weighted_deltas
+from plait.tensors.descent import adam, descend_rows, times_rows
 from plait.tensors.spectral import normal_equations
 
 __all__ = ["Wudi"]
@@ -43,8 +42,9 @@ class Wudi(SpectralCombiner):
     )
     identity: ClassVar[Any] = {}
     cost: ClassVar[Any] = "iterative"
-    temporaries: ClassVar[tuple[float, float]] = (10.0, 1.0)
-    squares: ClassVar[float] = 2.0
+    temporaries: ClassVar[tuple[float, float]] = (1.5, 0.0)
+    grams: ClassVar[float] = 0.0
+    squares: ClassVar[float] = 1.0
 
     steps: Annotated[PositiveInt, Doc("steps of Adam")] = 300
     rate: Annotated[NonNegative, Doc("learning rate: the most an entry moves in a step")] = 1e-5
@@ -52,6 +52,9 @@ class Wudi(SpectralCombiner):
     def update(self, group: Group) -> Tensor:
         """Build C and D once, then descend."""
         deltas = weighted_deltas(group)
-        c, d = normal_equations(deltas, deltas, squared_norms(deltas))
-        start = weighted_sum(deltas, [1.0] * len(deltas))
-        return adam(start, lambda m: (m @ c - d) * 2.0, self.steps, self.rate)
+        squares = squared_norms(deltas)
+        c, d = normal_equations(deltas, deltas, squares)
+        alone = [i for i, square in enumerate(squares) if square > 0]
+        if len(alone) == 1:
+            d = times_rows(lambda rows: rows @ c, deltas[alone[0]])  # a single expert is its own minimiser, exactly
+        return descend_rows(adam, summed(deltas), lambda rows: rows @ c, d, self.steps, self.rate)

@@ -9,7 +9,42 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["adam", "momentum"]
+__all__ = ["adam", "descend_rows", "momentum", "times_rows"]
+
+#: rows that descend together: enough for an efficient product with C, few enough to take little memory
+_ROWS = 512
+
+
+def descend_rows(
+    method: Callable[[Tensor, Callable[[Tensor], Tensor], int, float], Tensor],
+    start: Float[Tensor, "m n"],
+    times: Callable[[Tensor], Tensor],
+    target: Float[Tensor, "m n"],
+    steps: int,
+    rate: float,
+) -> Float[Tensor, "m n"]:
+    """Descend on 2(M·C − D) from `start`, which is overwritten by the result.
+
+    Rows do not see each other, so a few descend at a time, and the optimiser's state is that of a few rows. `times`
+    multiplies a few rows by C.
+    """
+    for first in range(0, start.shape[0], _ROWS):
+        rows = slice(first, first + _ROWS)
+        wanted = target[rows]
+
+        def slope(here: Tensor, wanted: Tensor = wanted) -> Tensor:
+            return times(here).sub_(wanted).mul_(2.0)
+
+        start[rows] = method(start[rows], slope, steps, rate)
+    return start
+
+
+def times_rows(times: Callable[[Tensor], Tensor], matrix: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+    """M·C with the very bits that `descend_rows` sees in its first step.
+
+    A descent whose gradient is 0 must see 0: Adam turns rounding of 1e-17 into steps of 1e-8.
+    """
+    return torch.cat([times(rows) for rows in matrix.split(_ROWS)])
 
 
 def adam(
@@ -25,7 +60,7 @@ def adam(
         slope = gradient(here)
         first.lerp_(slope, 0.1)
         second.mul_(0.999).addcmul_(slope, slope, value=0.001)
-        denominator = (second.sqrt() / math.sqrt(1.0 - 0.999**step)).add_(1e-8)
+        denominator = slope.copy_(second).sqrt_().div_(math.sqrt(1.0 - 0.999**step)).add_(1e-8)
         here.addcdiv_(first, denominator, value=-rate / (1.0 - 0.9**step))
     return here
 

@@ -5,15 +5,27 @@ Everything here expects float64: a rotation close to the identity differs from i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from plait.tensors.factors import Factors
+from plait.tensors.products import add_product, gram_of_rows, mirror, times
 from plait.tensors.spectral import SVD, svd
 
-__all__ = ["cayley", "closest_rotation", "mean_skew", "rotation_of"]
+__all__ = [
+    "SkewMean",
+    "Turn",
+    "cayley",
+    "closest_rotation",
+    "closest_turn",
+    "mean_skew",
+    "moved_by",
+    "rotation_of",
+]
 
 #: singular values below this share of the largest are rounding of the weights: their directions mean nothing
 _RANK = 1e-5
@@ -60,13 +72,89 @@ def rotation_of(skew: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     return torch.linalg.solve(eye - skew, eye + skew)
 
 
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """A rotation R of n dimensions: `small` itself, or 1 + Q (small − 1) Qᵀ where it moves the span of `basis` only."""
+
+    small: Float[Tensor, "p p"]
+    basis: Float[Tensor, "n p"] | None = None
+
+    def moved(self, base: Float[Tensor, "m n"]) -> Float[Tensor, "m n"]:
+        """W₀R − W₀ without the cancellation: W₀(R − 1)."""
+        change = self.small.clone()
+        change.diagonal().sub_(1.0)
+        if self.basis is None:
+            return times(change.mT, base.mT).mT
+        return ((base.double() @ self.basis) @ change @ self.basis.mT).to(base.dtype)
+
+    def skew(self) -> Float[Tensor, "n n"]:
+        """Its Cayley transform."""
+        skew = cayley(self.small)
+        return skew if self.basis is None else self.basis @ skew @ self.basis.mT
+
+
+def closest_turn(
+    base: Float[Tensor, "m n"],
+    delta: Float[Tensor, "m n"],
+    rows: Bool[Tensor, " m"] | slice,
+    factor: Callable[[Tensor], Factors],
+) -> Turn | None:
+    """The rotation for which W₀R is closest to W₀ with some rows of τ added; None where it is ill-defined.
+
+    Directions that neither W₀ nor those rows see stay in place, so that where these are few the problem is solved in
+    their span. W₀ᵀ(W₀ + τ) is formed in float64 without adding up W₀ and τ.
+    """
+    part, added = base[rows], delta[rows]
+    span = base.shape[0] + added.shape[0]
+    if 4 * span > 3 * base.shape[1]:
+        product = mirror(gram_of_rows(base.mT))
+        add_product(product, part.mT, added.mT)
+        rotation = closest_rotation(factor(product).top(product.shape[0]))
+        return None if rotation is None else Turn(rotation)
+    basis = torch.linalg.qr(torch.cat([base, added]).mT.double())[0]
+    seen = base.double() @ basis
+    target = seen.clone()
+    target[rows] += added.double() @ basis
+    rotation = closest_rotation(factor(seen.mT @ target).top(span))
+    return None if rotation is None else Turn(rotation, basis)
+
+
+def moved_by(base: Float[Tensor, "m n"], skew: Float[Tensor, "n n"]) -> Float[Tensor, "m n"]:
+    """W₀(R − 1) for the rotation of a skew-symmetric A: R − 1 = 2A(1 − A)⁻¹."""
+    m, n = base.shape
+    if m >= n:
+        change = rotation_of(skew)
+        change.diagonal().sub_(1.0)
+        return times(change.mT, base.mT).mT
+    left = skew.clone()
+    left.diagonal().add_(1.0)  # (1 − A)ᵀ
+    return (torch.linalg.solve(left, base.double().mT).mT @ skew).mul_(2.0).to(base.dtype)
+
+
+class SkewMean:
+    """The direction of ΣAᵢ at the mean length of the Aᵢ; 0 where they cancel. Holds one matrix."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._total: Tensor | None = None
+        self._length = 0.0
+
+    def add(self, skew: Float[Tensor, "n n"]) -> None:
+        """Take one in."""
+        self._length += float(torch.linalg.vector_norm(skew))
+        self._total = skew.clone() if self._total is None else self._total.add_(skew)
+
+    def mean(self, count: int) -> Float[Tensor, "n n"]:
+        """The mean of `count` of them, of which those not taken in are 0."""
+        if self._total is None:
+            return torch.zeros(self._size, self._size, dtype=torch.float64)
+        size = float(torch.linalg.vector_norm(self._total))
+        return self._total * (self._length / count / size if size >= 1e-8 else 0.0)
+
+
 def mean_skew(skews: Sequence[Float[Tensor, "n n"]]) -> Float[Tensor, "n n"]:
-    """The direction of ΣAᵢ at the mean length of the Aᵢ; 0 where they cancel."""
-    total = torch.zeros_like(skews[0])
+    """The mean of skew-symmetric matrices as `SkewMean` has it."""
+    found = SkewMean(skews[0].shape[0])
     for skew in skews:
-        total.add_(skew)
-    size = float(torch.linalg.vector_norm(total))
-    if size < 1e-8:
-        return torch.zeros_like(total)
-    length = sum(float(torch.linalg.vector_norm(skew)) for skew in skews) / len(skews)
-    return total * (length / size)
+        found.add(skew)
+    return found.mean(len(skews))
