@@ -71,7 +71,7 @@ def merge(
         factors: a folder in which the factorisations of spectral methods are kept, by the content of their matrices,
             for later runs and sweeps; it grows to about twice the size of the deltas in float32.
         compile: whether elementwise methods run as loops made by the system's C compiler, with the same bits: "auto"
-            for models of 16 M parameters or 1,000 tensors and more, "always" or "never".
+            for models of 16 M parameters or 250 tensors and more, "always" or "never".
         progress: told about phases and bytes.
         executor: "threads" of this process, or "ray".
         address: of the Ray cluster; by default RAY_ADDRESS, or a new one on this machine.

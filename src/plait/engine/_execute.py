@@ -32,7 +32,7 @@ from plait.errors import ClusterError, DiskSpaceError, OutputError, PlaitError, 
 from plait.tensors.factors import factor
 
 #: parameters, or tensors, from which loops are compiled
-_LARGE, _MANY = 1 << 24, 1000
+_LARGE, _MANY = 1 << 24, 250
 #: blocks that are read ahead of those being merged
 _AHEAD = 8
 
