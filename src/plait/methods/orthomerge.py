@@ -82,7 +82,7 @@ class OrthoMerge(Combiner):
         """Merge rotations and residuals."""
         if not self._rotates(group.subject):
             return group.origin + self.lambda_ * self._residuals(group, group.deltas)
-        skews = SkewMean(group.origin.shape[1])
+        skews = SkewMean(group.origin.shape[1], group.origin.device)
         merged = self._residuals(group, self._split(group, skews)).mul_(self.lambda_)
         return merged.add_(moved_by(group.origin, skews.mean(group.count))).add_(group.origin)
 

@@ -134,8 +134,9 @@ def moved_by(base: Float[Tensor, "m n"], skew: Float[Tensor, "n n"]) -> Float[Te
 class SkewMean:
     """The direction of ΣAᵢ at the mean length of the Aᵢ; 0 where they cancel. Holds one matrix."""
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, size: int, device: torch.device | None = None) -> None:
         self._size = size
+        self._device = device
         self._total: Tensor | None = None
         self._length = 0.0
 
@@ -147,7 +148,7 @@ class SkewMean:
     def mean(self, count: int) -> Float[Tensor, "n n"]:
         """The mean of `count` of them, of which those not taken in are 0."""
         if self._total is None:
-            return torch.zeros(self._size, self._size, dtype=torch.float64)
+            return torch.zeros(self._size, self._size, dtype=torch.float64, device=self._device)
         size = float(torch.linalg.vector_norm(self._total))
         return self._total * (self._length / count / size if size >= 1e-8 else 0.0)
 
