@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -92,6 +92,7 @@ class Evaluator:
         self._tensor_facts: OrderedDict[str, dict[int, list[Any]]] = OrderedDict()
         self._lock = threading.Lock()
         self._job_locks: dict[str, threading.Lock] = {}
+        self._inspected: set[int] = set()
 
     # --- reading -----------------------------------------------------------------------------------------------
 
@@ -120,23 +121,37 @@ class Evaluator:
         raw = torch.frombuffer(view, dtype=tensor.dtype) if count else torch.empty(0, dtype=tensor.dtype)
         return self._scratch.take(("wide", slot), count, wanted).copy_(raw).data_ptr()
 
+    def _pieces(self, tensor: LazyTensor) -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, tensor.numel, _PIECE):
+            scratch = self._scratch.take("raw", _PIECE * tensor.dtype.itemsize, torch.uint8)
+            yield start, tensor.read(start, min(start + _PIECE, tensor.numel), scratch)
+
+    def _inspect(self, job: Job) -> None:
+        """Hash and check inputs that will be read several times: once, and before minutes are spent on the first."""
+        for tensor in job.sources:
+            with self._lock:
+                if id(tensor) in self._inspected:
+                    continue
+            for start, raw in self._pieces(tensor):
+                if self.hashes is not None:
+                    self.hashes.update(tensor, start, raw.numel(), bytes_of(raw))
+                if raw.dtype.is_floating_point and not self.plan.recipe.allow_nonfinite:
+                    _check_finite(raw, tensor, start)
+            with self._lock:
+                self._inspected.add(id(tensor))
+
     def _load_whole(self, tensor: LazyTensor, job: Job) -> Tensor:
         """Read a whole tensor piece by piece into fresh memory, so that no second copy of it lies beside."""
         values = torch.empty(tensor.numel, dtype=job.compute, device=self.device)
-        for start in range(0, tensor.numel, _PIECE):
-            stop = min(start + _PIECE, tensor.numel)
-            raw = tensor.read(start, stop, self._scratch.take("raw", _PIECE * tensor.dtype.itemsize, torch.uint8))
-            if self.hashes is not None:
-                self.hashes.update(tensor, start, stop - start, bytes_of(raw))
-            values[start:stop].copy_(raw)
-            if not self.plan.recipe.allow_nonfinite:
-                _check_finite(values[start:stop], tensor, start)
+        for start, raw in self._pieces(tensor):
+            values[start : start + raw.numel()].copy_(raw)
         return values.view(job.entry.shape)
 
     def _group(self, job: Job, start: int, stop: int) -> Group:
         shape = self._shape(job, stop - start)
         experts: Sequence[Tensor]
         if job.unit == "tensor":
+            self._inspect(job)
             base = self._load_whole(job.base, job) if job.base is not None else None
             experts = Stream(len(job.experts), lambda i: self._load_whole(job.experts[i], job))
         else:
