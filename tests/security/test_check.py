@@ -178,7 +178,7 @@ def test_every_cause_has_a_sentence_and_a_code(
     code, text = _check(home)
     assert code == EXIT_CODES[kind], text
     assert sentence in text
-    assert "\nunfit: " in text
+    assert f"\nunfit: {kind}" in text
     found = json.loads(_check(home, "--json")[1])
     assert not found["fit"]
     blocking = [f for f in found["findings"] if f["level"] == "blocks"]
@@ -216,6 +216,10 @@ def _opposed(home: Path) -> None:
     _model(home / "e2", {k: 2 * base[k] - v for k, v in near.items()})
 
 
+def _twin(home: Path) -> None:
+    _model(home / "e2", _near(llama(0), 1))
+
+
 def _unmoved(home: Path) -> None:
     _model(home / "e2", llama(0))
 
@@ -230,6 +234,7 @@ def _unmoved(home: Path) -> None:
         (_code, "unsafe", "names code of its own"),
         (_far, "ancestry", "e2 is far from base: its matrices moved by 59 %"),
         (_opposed, "conflict", "e1 ~ e2 moved in opposite directions"),
+        (_twin, "conflict", "e1 ~ e2 changed the same"),
         (_unmoved, "conflict", "e2 equals the base"),
     ],
 )

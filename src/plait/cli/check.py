@@ -72,6 +72,14 @@ def _print(found: Check) -> None:
     console.print(Text(word, style=style).append(sign + rest, style="none"))
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.2g} %" if share < 0.995 else f"{100 * share:.0f} %"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 def _figures(console: Console, found: Check) -> None:
     from rich.table import Table
 
@@ -80,9 +88,7 @@ def _figures(console: Console, found: Check) -> None:
     table.add_column()
     for name, evidence in found.evidence.items():
         if evidence.distance is not None:
-            table.add_row(
-                f"{name} from {found.compared}", f"{100 * evidence.distance:.2g} % of the size of its matrices"
-            )
+            table.add_row(f"{name} from {found.compared}", f"{_percent(evidence.distance)} of the size of its matrices")
     pairs = found.deltas.by_role()["all"]["pairs"] if found.deltas is not None else {}
     for pair, values in pairs.items():
         if values["cosine"] is not None:
@@ -93,11 +99,10 @@ def _figures(console: Console, found: Check) -> None:
         how = "; factorisations come on top" if cost["factorises"] else ""
         table.add_row(
             "reads",
-            f"{cost['read_bytes'] / 1e9:,.2f} GB: about {cost['seconds_of_reading']:,.1f} s at the speed seen here{how}",
+            f"{_size(cost['read_bytes'])}: about {cost['seconds_of_reading']:,.1f} s at the speed seen here{how}",
         )
         table.add_row("memory", f"about {cost['memory_bytes'] / 2**20:,.0f} MiB for the whole process")
-        free = f"{cost['free_bytes'] / 1e9:,.1f} GB are free here"
-        table.add_row("disk", f"{cost['disk_bytes'] / 1e9:,.2f} GB, {free}")
+        table.add_row("disk", f"{_size(cost['disk_bytes'])}; {_size(cost['free_bytes'])} are free here")
     for i, suggestion in enumerate(found.suggestions):
         table.add_row("suits" if i == 0 else "", f"{suggestion.method}: {suggestion.reason}")
     read, every = found.looked

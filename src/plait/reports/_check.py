@@ -84,7 +84,8 @@ class Check:
         blocked = [f for f in self.findings if f.level == "blocks"]
         warned = [f for f in self.findings if f.level == "warns"]
         if blocked:
-            return f"unfit: {blocked[0].sentence.splitlines()[0].rstrip(':')}"
+            kinds = list(dict.fromkeys(f.kind for f in blocked))
+            return f"unfit: {', '.join(kinds)}."
         if warned:
             return f"fit, with {len(warned)} thing{'s' if len(warned) > 1 else ''} to look at first."
         return "fit: nothing speaks against this merge."
@@ -168,6 +169,9 @@ def _conflicts(deltas: Diff | None) -> Iterator[Finding]:
                 "conflict", "warns", name, f"{name} equals the base wherever it was looked at.", "Leave it out."
             )
     for pair, values in figures["pairs"].items():
+        if values["cosine"] is not None and values["cosine"] > 0.9999:
+            same = f"{pair} changed the same: cosine {values['cosine']:.4f}."
+            yield Finding("conflict", "warns", "", same, "Merge one of them.")
         if values["cosine"] is not None and values["cosine"] < -0.1:
             yield Finding(
                 "conflict",

@@ -140,17 +140,17 @@ def judge(first: str, name: str, evidence: Evidence) -> Iterator[Finding]:
             f"no matrices of {name} and {first} could be compared: nothing is known of their ancestry.",
         )
         return
-    rewritten = {key for key, value in evidence.products.items() if value < _SAME_FUNCTION}
     far = [key for key, value in evidence.relative.items() if value > _FAR]
-    if rewritten and far and _explains(rewritten, far):
+    rewritten = [key for key, value in evidence.products.items() if value < _SAME_FUNCTION and _far_inside(key, far)]
+    if rewritten:
         worst = max(far, key=lambda key: evidence.relative[key])
         yield Finding(
             "locked",
             "blocks",
             name,
             f"{name} looks locked or permuted: {worst!r} is {100 * evidence.relative[worst]:.0f} % away from {first}, "
-            f"but what these matrices compute together ({', '.join(sorted(rewritten))}) is not. Averages of such "
-            "weights mean nothing.",
+            f"but what matrices compute together is not ({_few(rewritten)}). Averages of such weights mean "
+            "nothing.",
             "Use a release of the model in its base's own basis, or align it before merging.",
         )
     elif distance > _STRANGE:
@@ -173,7 +173,13 @@ def judge(first: str, name: str, evidence: Evidence) -> Iterator[Finding]:
         )
 
 
-def _explains(rewritten: set[str], far: list[str]) -> bool:
-    """Whether each matrix that is far away belongs to a layer's product that is not."""
-    layers = {key.rsplit(" ", 1)[0] for key in rewritten}
-    return any(name.startswith(layer) for name in far for layer in layers)
+def _far_inside(product: str, far: list[str]) -> bool:
+    """Whether one of the matrices that are far away belongs to the layer of a product."""
+    layer = product.rsplit(" ", 1)[0]
+    return any(name.startswith(layer) for name in far)
+
+
+def _few(items: list[str], limit: int = 3) -> str:
+    """Join a few items on one line."""
+    more = f" and {len(items) - limit} more" if len(items) > limit else ""
+    return ", ".join(items[:limit]) + more
