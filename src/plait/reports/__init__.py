@@ -7,13 +7,16 @@ from plait.reports._files import describe_output
 from plait.reports._manifest import manifest
 from plait.reports._methods_page import methods_page, verification
 from plait.reports._recipe import MANIFEST, RECIPE
+from plait.reports._verify import Step, Verification, verify
 
 __all__ = [
     "MANIFEST",
     "RECIPE",
     "Check",
     "Diff",
+    "Step",
     "TensorDiff",
+    "Verification",
     "check",
     "describe_output",
     "diff",
@@ -21,4 +24,5 @@ __all__ = [
     "methods_page",
     "model_card",
     "verification",
+    "verify",
 ]
