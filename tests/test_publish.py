@@ -1,4 +1,4 @@
-"""`plait push` against a Hub on this machine, `plait export gguf` against a checkout with a converter of the test's own."""
+"""`plait push` against a Hub on this machine; `plait export gguf` with a converter of the test's own."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def test_what_is_damaged_is_not_uploaded(hub: Hub, merged: Path) -> None:
     with pytest.raises(CheckpointError, match="is not uploaded: hashes"):
         push(merged, "me/merged", endpoint=hub.address, token="hf_x")
     (merged / "README.md").unlink()
-    with pytest.raises(CheckpointError, match="no README.md with front matter"):
+    with pytest.raises(CheckpointError, match=r"no README\.md with front matter"):
         push(merged, "me/merged", endpoint=hub.address, token="hf_x")
     assert not hub.files
 
@@ -147,7 +147,7 @@ def test_what_is_known_to_break_is_said_before(complete: Path, checkout: Path) -
         export_gguf(complete, llama_cpp=checkout)
     assert "tokenizer.model for gemma2" in str(caught.value) and "the embedding has 64 rows" in str(caught.value)
     (complete / "tokenizer.json").unlink()
-    with pytest.raises(CheckpointError, match="neither tokenizer.json nor tokenizer.model"):
+    with pytest.raises(CheckpointError, match=r"neither tokenizer\.json nor tokenizer\.model"):
         export_gguf(complete, llama_cpp=checkout)
 
 

@@ -22,6 +22,7 @@ OUTTYPES = ("f32", "f16", "bf16", "q8_0", "auto")
 #: model types whose converter reads the SentencePiece model itself
 _SENTENCEPIECE = ("gemma", "gemma2", "gemma3", "gemma3_text", "t5", "t5encoder", "xlm-roberta")
 _LAST_WORDS = 3000
+_PLACES = "LLAMA_CPP, ./llama.cpp, ../llama.cpp, ~/llama.cpp or on PATH"
 
 
 def find_converter(llama_cpp: str | Path | None = None) -> Path:
@@ -41,7 +42,7 @@ def find_converter(llama_cpp: str | Path | None = None) -> Path:
     if on_path:
         return Path(on_path)
     raise MissingExtraError(
-        f"{CONVERTER} of llama.cpp was not found in {llama_cpp or 'LLAMA_CPP, ./llama.cpp, ../llama.cpp, ~/llama.cpp or on PATH'}. "
+        f"{CONVERTER} of llama.cpp was not found in {llama_cpp or _PLACES}. "
         "Get the sources (git clone https://github.com/ggml-org/llama.cpp), install their requirements.txt, and name "
         "the folder with --llama-cpp."
     )
@@ -67,9 +68,8 @@ def gguf_problems(folder: Path, checkpoint: Checkpoint, converter: Path) -> Iter
         most = max(words.ids.values())
         if most >= stated:
             yield f"the tokenizer uses number {most:,}, config.json states a vocab_size of {stated:,}; make them agree."
-        tables = [
-            t.shape[0] for n, t in checkpoint.tensors.items() if n.endswith(("embed_tokens.weight", "wte.weight"))
-        ]
+        ends = ("embed_tokens.weight", "wte.weight")
+        tables = [t.shape[0] for name, t in checkpoint.tensors.items() if name.endswith(ends)]
         if tables and stated > tables[0]:
             yield f"config.json states a vocab_size of {stated:,}, the embedding has {tables[0]:,} rows; make them agree."
 
