@@ -71,7 +71,7 @@ def gguf_problems(folder: Path, checkpoint: Checkpoint, converter: Path) -> Iter
         ends = ("embed_tokens.weight", "wte.weight")
         tables = [t.shape[0] for name, t in checkpoint.tensors.items() if name.endswith(ends)]
         if tables and stated > tables[0]:
-            yield f"config.json states a vocab_size of {stated:,}, the embedding has {tables[0]:,} rows; make them agree."
+            yield f"config.json states a vocab_size of {stated:,}, the embedding has {tables[0]:,} rows."
 
 
 def _architectures(converter: Path) -> set[str]:
