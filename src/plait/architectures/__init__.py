@@ -1,7 +1,20 @@
 """What the parts of a model mean, inferred from names: role, depth, ties. Never an import of modelling code."""
 
 from plait.architectures._config import depth_keys, resize_depth, tie_flag
+from plait.architectures._modules import match_flat, match_modules
 from plait.architectures._roles import KINDS, Role, layer_of, roles_of, with_layer
 from plait.architectures._ties import tied_to
 
-__all__ = ["KINDS", "Role", "depth_keys", "layer_of", "resize_depth", "roles_of", "tie_flag", "tied_to", "with_layer"]
+__all__ = [
+    "KINDS",
+    "Role",
+    "depth_keys",
+    "layer_of",
+    "match_flat",
+    "match_modules",
+    "resize_depth",
+    "roles_of",
+    "tie_flag",
+    "tied_to",
+    "with_layer",
+]
