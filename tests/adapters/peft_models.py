@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 State = dict[str, Tensor]
@@ -54,6 +54,27 @@ def gpt2() -> nn.Module:
     return GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=2, n_head=4, vocab_size=64, n_positions=32))
 
 
+def experts(kind: str) -> nn.Module:
+    """A tiny Mixture of Experts: `qwen` and `mixtral` have one weight per expert on disk, `oss` fused ones."""
+    import transformers
+
+    common: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 64,
+        "intermediate_size": 24,
+    }
+    torch.manual_seed(0)
+    if kind == "qwen":
+        options = {**common, "moe_intermediate_size": 24, "num_experts": 4, "num_experts_per_tok": 2, "head_dim": 8}
+        return transformers.Qwen3MoeForCausalLM(transformers.Qwen3MoeConfig(**options))
+    if kind == "mixtral":
+        return transformers.MixtralForCausalLM(transformers.MixtralConfig(**common, num_local_experts=4))
+    return transformers.GptOssForCausalLM(transformers.GptOssConfig(**common, num_local_experts=4, head_dim=8))
+
+
 def convolutions() -> nn.Module:
     """A model without a library."""
     torch.manual_seed(0)
@@ -95,9 +116,9 @@ def save_adapter(wrapped: Any, folder: Path) -> Path:
     return folder
 
 
-def merged_by_peft(wrapped: Any) -> State:
-    """What PEFT makes of base and adapter."""
+def merged_by_peft(wrapped: Any, folder: Path) -> State:
+    """What PEFT makes of base and adapter, by the names that it has on disk."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         model = wrapped.merge_and_unload()
-    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
+    return load_file(save_model(model, folder) / "model.safetensors")

@@ -6,6 +6,9 @@ from collections.abc import Collection, Sequence
 
 __all__ = ["match_flat", "match_modules"]
 
+#: what libraries call parts today, and what files call them
+_RENAMED = ((".mlp.", ".block_sparse_moe."),)
+
 
 def match_modules(modules: Sequence[str], names: Collection[str]) -> tuple[dict[str, str], list[str]]:
     """Find the module on disk that each module of an adapter is.
@@ -22,6 +25,10 @@ def match_modules(modules: Sequence[str], names: Collection[str]) -> tuple[dict[
         Module → module on disk, and the modules that were not found.
     """
     found = {module: module for module in modules if module in names}
+    for new, old in _RENAMED:
+        for module in modules:
+            if module not in found and (other := module.replace(new, old)) in names and new in module:
+                found[module] = other
     left = [module for module in modules if module not in found]
     ends: dict[str, list[str]] = {}
     for name in names:

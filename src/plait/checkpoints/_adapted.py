@@ -8,13 +8,14 @@ from typing import Literal
 
 import torch
 
-from plait.architectures import match_flat, match_modules
+from plait.architectures import expert_modules, match_flat, match_modules, split_experts
 from plait.checkpoints._adapter import Adapter, Module
 from plait.checkpoints._adapter_tensors import (
     AdaptedTensor,
     DoraTensor,
     FactorStore,
     LowRankTensor,
+    MemberTensor,
     RowsTensor,
     ScaledTensor,
     ZeroTensor,
@@ -100,7 +101,7 @@ class _Maker:
         self.adapter, self.base = adapter, base
         self.store = FactorStore()
         self.model_type = str((base.config or {}).get("model_type", ""))
-        self.owners = {name.rpartition(".")[0] for name in base.tensors}
+        self.owners = {name.rpartition(".")[0] for name in base.tensors} | expert_modules(base.tensors)
         self.places = self._places()
 
     def _bad(self, why: str) -> AdapterError:
@@ -160,6 +161,8 @@ class _Maker:
             target = f"{place}.weight"
             return {target: self._rows(module, name, self._weight(target))}
         target, swap, stack = self._target(module, place, name)
+        if target not in self.base.tensors:
+            return self._members(module, place, target, stack)
         weight = self._weight(target)
         a, b = module.pair
         scale = module.scale
@@ -173,6 +176,29 @@ class _Maker:
             bias = f"{place}.bias"
             found[bias] = ScaledTensor(bias, module.parts["bias"], scale, self._weight(bias).kept)
         return found
+
+    def _members(self, module: Module, place: str, target: str, stack: int) -> dict[str, LazyTensor]:
+        """The change of a fused parameter as changes of the single experts' weights that stand in the file."""
+        assert module.pair is not None
+        a, b = module.pair
+        scale = module.scale
+        if self.adapter.config is not None:
+            scale = self.adapter.config.scale(f"{module.name.removesuffix('.base_layer')}.{target.rpartition('.')[2]}")
+        experts = split_experts(place, self.base.tensors)[target]
+        fused = LowRankTensor(target, self._fused_shape(experts), a, b, scale, stack=stack, store=self.store)
+        found: dict[str, LazyTensor] = {}
+        for member, pieces in enumerate(experts):
+            start = 0
+            for name in pieces:
+                weight = self._weight(name)
+                rows = range(start, start + weight.shape[0])
+                found[name] = MemberTensor(fused, name, member, rows, weight.kept)
+                start = rows.stop
+        return found
+
+    def _fused_shape(self, experts: list[tuple[str, ...]]) -> tuple[int, ...]:
+        pieces = [self._weight(name).shape for name in experts[0]]
+        return (len(experts), sum(shape[0] for shape in pieces), pieces[0][-1])
 
     def _applied(self, module: Module, name: str, weight: LazyTensor, change: LowRankTensor, swap: bool) -> LazyTensor:
         """The change itself, or the weight that more than a change makes."""
@@ -225,11 +251,15 @@ class _Maker:
                     f"{list(b.shape)}."
                 )
             return f"{place}.weight", self._swapped(module, place, weight, plain, turned), 1
+        shapes = {
+            target: tensor.shape for target, tensor in self.base.tensors.items() if target.rpartition(".")[0] == place
+        }
+        single = {target: self._fused_shape(e) for target, e in split_experts(place, self.base.tensors).items()}
         fitting = [
             (target, swap, stack)
-            for target, tensor in self.base.tensors.items()
-            if target.rpartition(".")[0] == place
-            for swap, stack in _stacked(tensor.shape, a.shape, b.shape)
+            for target, shape in (*shapes.items(), *single.items())
+            for swap, stack in _stacked(shape, a.shape, b.shape)
+            if not (swap and target in single)
         ]
         if len(fitting) == 2 and fitting[0][0] == fitting[1][0]:  # square experts
             fitting = [entry for entry in fitting if entry[1] == self.model_type.startswith(_TRANSPOSED)]

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from plait.checkpoints._base import LazyTensor
 
-__all__ = ["AdaptedTensor", "DoraTensor", "FactorStore", "LowRankTensor", "RowsTensor", "ScaledTensor", "ZeroTensor"]
+__all__ = ["AdaptedTensor", "DoraTensor", "FactorStore", "LowRankTensor", "MemberTensor", "RowsTensor", "ScaledTensor", "ZeroTensor"]
 
 #: elements of a tile
 _TILE = 1 << 16
@@ -152,6 +152,23 @@ class LowRankTensor(_Derived):
             result[position - start : position - start + count] = values[begin : begin + count]
             position += count
         return result
+
+
+class MemberTensor(LowRankTensor):
+    """The change of one expert's weight by a fused parameter's: some rows of one product of a stack."""
+
+    def __init__(self, fused: LowRankTensor, name: str, member: int, rows: range, kept: torch.dtype) -> None:
+        width = fused.shape[2]
+        super().__init__(name, (len(rows), width), fused.a, fused.b, fused.scale, kept=kept, store=fused._store)
+        self._fused, self._member, self._rows = fused, member, rows
+        self.rank = fused.rank
+        self.nbytes = (fused.a.nbytes + fused.b.nbytes) // fused.stack
+
+    def read_factors(self) -> tuple[Tensor, Tensor]:
+        """Cut the expert's own out of the stack."""
+        left, right = self._store.get(self._fused)
+        own = slice(self._member, self._member + 1)
+        return left[own, self._rows.start : self._rows.stop].contiguous(), right[own].contiguous()
 
 
 class ZeroTensor(_Derived):
