@@ -144,8 +144,8 @@ class _Maker:
             for target, tensor in self._of(module).items():
                 if target in self.base.ties:
                     raise self._bad(
-                        f"it changes {target}, which is tied to {self.base.ties[target]}: one cannot change without the "
-                        "other. Untie them in the base first."
+                        f"it changes {target}, which is tied to {self.base.ties[target]}: one cannot change without "
+                        "the other. Untie them in the base first."
                     )
                 if target in found:
                     raise self._bad(f"two of its parts change {target}.")

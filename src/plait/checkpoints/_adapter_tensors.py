@@ -16,7 +16,16 @@ from torch import Tensor
 
 from plait.checkpoints._base import LazyTensor
 
-__all__ = ["AdaptedTensor", "DoraTensor", "FactorStore", "LowRankTensor", "MemberTensor", "RowsTensor", "ScaledTensor", "ZeroTensor"]
+__all__ = [
+    "AdaptedTensor",
+    "DoraTensor",
+    "FactorStore",
+    "LowRankTensor",
+    "MemberTensor",
+    "RowsTensor",
+    "ScaledTensor",
+    "ZeroTensor",
+]
 
 #: elements of a tile
 _TILE = 1 << 16
