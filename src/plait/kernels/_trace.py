@@ -46,7 +46,7 @@ _UNARY = {"abs": "abs", "neg": "neg", "reciprocal": "reciprocal", "sign": "sign"
 _BINARY = {"mul": "mul", "maximum": "maximum", "minimum": "minimum"}
 _COMPARE = {"eq", "ne", "lt", "le", "gt", "ge"}
 _LOGICAL = {"logical_and": "and", "bitwise_and": "and", "logical_or": "or", "bitwise_or": "or"}
-_FLOAT, _BOOL, _INT = torch.float32, torch.bool, torch.int32
+_FLOAT, _WIDE, _BOOL, _INT = torch.float32, torch.float64, torch.bool, torch.int32
 
 
 @dataclass(frozen=True)
@@ -192,14 +192,14 @@ class _Call:
             value = value.item()
         if not isinstance(value, (bool, int, float)):
             raise Untraceable(f"an argument of type {type(value).__name__}")
-        if dtype == _FLOAT:
+        if dtype in (_FLOAT, _WIDE):
             return self.graph.number(float(value), dtype)
         return self.graph.add("literal", (), dtype, int(value))
 
     def _cast(self, node: int, dtype: torch.dtype) -> int:
         if self._dtype(node) == dtype:
             return node
-        if dtype not in (_FLOAT, _INT, torch.int64, _BOOL):
+        if dtype not in (_FLOAT, _WIDE, _INT, torch.int64, _BOOL):
             raise Untraceable(f"a value of {dtype}")
         return self.graph.add("cast", (node,), dtype)
 
@@ -211,6 +211,8 @@ class _Call:
     def _common(self, *values: Any) -> torch.dtype:
         """The dtype arithmetic of these values is done in."""
         dtypes = {self._dtype(v.node) for v in values if isinstance(v, Traced)}
+        if _WIDE in dtypes:
+            return _WIDE
         real = any(isinstance(v, float) or (isinstance(v, Tensor) and v.is_floating_point()) for v in values)
         if _FLOAT in dtypes or real:
             return _FLOAT
@@ -227,7 +229,7 @@ class _Call:
             return self.graph.add(_UNARY[self.name], (self._operand(self.args[0], _FLOAT),), _FLOAT)
         if self.name in _BINARY and len(self.args) == 2 and not self.kwargs:
             dtype = self._common(*self.args)
-            if dtype != _FLOAT:
+            if dtype != _FLOAT and (dtype, self.name) != (_WIDE, "mul"):
                 raise Untraceable(f"{self.name} of {dtype}")
             return self.graph.add(_BINARY[self.name], tuple(self._operand(a, dtype) for a in self.args), dtype)
         if self.name in _COMPARE:
@@ -247,13 +249,13 @@ class _Call:
         if dtype == _INT and alpha == 1:
             op = "add" if sign > 0 else "sub"
             return self.graph.add(op, (self._operand(first, dtype), self._operand(second, dtype)), dtype)
-        if dtype != _FLOAT:
+        if dtype not in (_FLOAT, _WIDE):
             raise Untraceable(f"{self.name} of {dtype}")
-        a, b = self._operand(first, _FLOAT), self._operand(second, _FLOAT)
+        a, b = self._operand(first, dtype), self._operand(second, dtype)
         if alpha == 1:
-            return self.graph.add("add" if sign > 0 else "sub", (a, b), _FLOAT)
+            return self.graph.add("add" if sign > 0 else "sub", (a, b), dtype)
         # torch multiplies and adds in one rounding here
-        return self.graph.add("fma", (b, self.graph.number(sign * alpha, _FLOAT), a), _FLOAT)
+        return self.graph.add("fma", (b, self.graph.number(sign * alpha, dtype), a), dtype)
 
     def _on_add(self) -> int:
         return self._sum(1, self.args[0], self.args[1])
@@ -328,7 +330,7 @@ class _Call:
 
     def _filled(self, value: Any) -> int:
         dtype = self.kwargs.get("dtype") or self._dtype(self.like.node)
-        if dtype == _FLOAT:
+        if dtype in (_FLOAT, _WIDE):
             return self.graph.add("literal", (), dtype, float(value))
         return self._operand(value, dtype)
 
