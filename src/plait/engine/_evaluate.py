@@ -44,7 +44,7 @@ class _Scratch(threading.local):
 
     def __init__(self) -> None:
         self.buffers: dict[Any, Tensor] = {}
-        self.raw: dict[int, _Buffer] = {}
+        self.raw: dict[int | str, _Buffer] = {}
 
     def take(self, key: Any, numel: int, dtype: torch.dtype) -> Tensor:
         """Return a buffer of at least that size, cut to it."""
@@ -53,7 +53,7 @@ class _Scratch(threading.local):
             held = self.buffers[(key, dtype)] = torch.empty(max(numel, 1), dtype=dtype)
         return held[:numel]
 
-    def buffer(self, slot: int, size: int) -> _Buffer:
+    def buffer(self, slot: int | str, size: int) -> _Buffer:
         """Return a buffer of at least that many bytes."""
         held = self.raw.get(slot)
         if held is None or len(held.view) < size or len(held.view) > 4 * max(size, 1 << 18):
@@ -284,8 +284,12 @@ class Evaluator:
         keys = self.fusion.keys(bound, job)
         for start, stop in ranges:
             inputs = [self._stored(i, t, start, stop, note) for i, t in enumerate(job.sources)]
-            if bound.run(inputs, stop - start, None, start, keys, totals):
+            if bound.run(inputs, stop - start, None, start, keys, totals, self._space(bound, stop - start)):
                 self._group(job, start, stop)  # names the tensor that is not finite
+
+    def _space(self, bound: Bound, length: int) -> int | None:
+        size = bound.room(length)
+        return self._scratch.buffer("room", size).address if size else None
 
     def _fused_block(self, bound: Bound, keys: Any, job: Job, start: int, stop: int) -> Tensor | None:
         """Run a merge's kernel; None where the result is not finite, or not torch's."""
@@ -294,7 +298,7 @@ class Evaluator:
         written = bound.kernel.output
         assert written is not None
         out = self._scratch.take("out", stop - start, written)
-        if bound.run(inputs, stop - start, out.data_ptr(), start, keys):
+        if bound.run(inputs, stop - start, out.data_ptr(), start, keys, space=self._space(bound, stop - start)):
             return None
         result = out if written is job.entry.dtype else out.to(job.entry.dtype)
         if written is not job.entry.dtype and not _finite(result):

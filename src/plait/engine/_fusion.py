@@ -22,7 +22,7 @@ from plait.tensors.randomness import SEGMENT, key_of
 __all__ = ["Fusion", "read_as", "same_summary"]
 
 Run = Callable[[Job, Group], Any]
-_LENGTH = 1 << 16  # of the stand-ins; no method may see it
+_LENGTH, _ROWS = 1 << 16, 61  # of the stand-ins, in elements or rows; no method may see it
 
 
 def _cpu() -> float:
@@ -32,14 +32,14 @@ def _cpu() -> float:
 
 
 class _Watched:
-    """A job's subject, which remembers whether anybody asked about it."""
+    """A job's subject, which remembers what was asked about it."""
 
     def __init__(self, subject: Subject) -> None:
         self._subject = subject
-        self.asked = False
+        self.asked: set[str] = set()
 
     def __getattr__(self, name: str) -> Any:
-        self.asked = True
+        self.asked.add(name)
         return getattr(self._subject, name)
 
 
@@ -48,15 +48,16 @@ class _TracedDraws:
     """A source of random numbers that only notes who asked."""
 
     graph: Graph
+    shape: tuple[int, ...]
     known: dict[str, int] = field(default_factory=dict)
 
     def uniform(self, expert: str, offset: int, length: int) -> Tensor:
         """Return the stand-in for one expert's numbers."""
-        del offset
+        del offset, length
         if expert not in self.known:
             self.known[expert] = len(self.graph.draws)
             self.graph.draws.append(expert)
-        return Traced.of(self.graph, self.graph.add("uniform", (), torch.float32, self.known[expert]), length)
+        return Traced.of(self.graph, self.graph.add("uniform", (), torch.float32, self.known[expert]), *self.shape)
 
 
 def read_as(dtype: torch.dtype) -> torch.dtype:
@@ -78,7 +79,8 @@ class Fusion:
         self.refused: dict[str, int] = {}
         self.built = 0
         self.spent = (0.0, 0.0)
-        self._shared: dict[Any, tuple[Bound | None, Any]] = {}
+        #: by what is computed, what was asked about the tensor, and the answers
+        self._shared: dict[Any, dict[tuple[str, ...], dict[Any, tuple[Bound | None, Any]]]] = {}
         self._own: dict[str, dict[Any, tuple[Bound | None, Any]]] = {}
         self._kernels: dict[Any, Kernel | None] = {}
         self._lock = threading.RLock()
@@ -93,23 +95,34 @@ class Fusion:
             own: whether some of the facts are this job's alone.
             run: computes the merged values, or the survey, of a group.
         """
-        if job.compute != torch.float32 or job.unit != "element":
+        if job.compute != torch.float32 or job.unit == "tensor" or not job.entry.numel:
             return None
         inputs = tuple(read_as(source.dtype) for source in job.sources)
         output = read_as(job.entry.dtype) if step is None else None
         known = tuple((k, tuple(id(f) for f in v)) for k, v in sorted(facts.items()))
-        shared = (step, job.methods, job.weights, inputs, output, known)
+        key = (step, job.methods, job.weights, inputs, output, known, job.subject.row if job.unit == "row" else None)
         with self._lock:
-            for place, key in ((self._shared, shared), (self._own.get(job.name, {}), shared)):
-                if key in place:
-                    return place[key][0]
+            found = self._remembered(job, key)
+            if found is not None:
+                return found[0]
             wall, cpu = time.perf_counter(), _cpu()
-            bound, general = self._trace(job, inputs, output, run)
+            bound, asked = self._trace(job, inputs, output, run)
             self.spent = (self.spent[0] + time.perf_counter() - wall, self.spent[1] + _cpu() - cpu)
             # the facts are kept as well, so that their identities stay theirs
-            place = self._shared if general and not own else self._own.setdefault(job.name, {})
-            place[shared] = (bound, dict(facts))
+            if own or "name" in asked:
+                self._own.setdefault(job.name, {})[key] = (bound, dict(facts))
+            else:
+                names = tuple(sorted(asked))
+                answers = tuple(getattr(job.subject, name) for name in names)
+                self._shared.setdefault(key, {}).setdefault(names, {})[answers] = (bound, dict(facts))
             return bound
+
+    def _remembered(self, job: Job, key: Any) -> tuple[Bound | None, Any] | None:
+        for names, table in self._shared.get(key, {}).items():
+            found = table.get(tuple(getattr(job.subject, name) for name in names))
+            if found is not None:
+                return found
+        return self._own.get(job.name, {}).get(key)
 
     @property
     def kernels(self) -> int:
@@ -121,19 +134,21 @@ class Fusion:
         with self._lock:
             self._own.pop(job.name, None)
 
-    def follow(self, job: Job, run: Run) -> tuple[Graph, Any, bool]:
-        """Trace a computation; return its graph, what it returned, and whether it asked which tensor this is.
+    def follow(self, job: Job, run: Run) -> tuple[Graph, Any, set[str]]:
+        """Trace a computation; return its graph, what it returned, and what it asked about the tensor.
 
         Raises:
-            Untraceable: if it is not pointwise.
+            Untraceable: if it can be computed neither by elements nor by rows.
         """
-        graph = Graph()
+        graph = Graph(row=max(job.subject.row, 1) if job.unit == "row" else None)
+        shape = (_LENGTH,) if graph.row is None else (_ROWS, graph.row)
         subject = _Watched(job.subject)
         count = len(job.sources)
-        stands = [Traced.of(graph, graph.add("input", (), torch.float32, i), _LENGTH) for i in range(count)]
+        stands = [Traced.of(graph, graph.add("input", (), torch.float32, i), *shape) for i in range(count)]
         base = stands.pop(0) if job.base is not None else None
         names = self.plan.chain.experts if len(stands) == len(self.plan.chain.experts) else (job.origin,)
-        group = Group(subject, base, tuple(stands), names, job.weights, draws=_TracedDraws(graph))  # type: ignore[arg-type]
+        draws = _TracedDraws(graph, shape)
+        group = Group(subject, base, tuple(stands), names, job.weights, draws=draws)  # type: ignore[arg-type]
         try:
             return graph, run(job, group), subject.asked
         except (TypeError, ValueError, RuntimeError, AttributeError, NotImplementedError) as error:
@@ -143,7 +158,7 @@ class Fusion:
 
     def _trace(
         self, job: Job, inputs: tuple[torch.dtype, ...], output: torch.dtype | None, run: Run
-    ) -> tuple[Bound | None, bool]:
+    ) -> tuple[Bound | None, set[str]]:
         try:
             graph, found, asked = self.follow(job, run)
             if output is not None:
@@ -152,10 +167,10 @@ class Fusion:
                 graph.output = found.node
             kernel = self.kernel(graph, inputs, output)
         except Untraceable as reason:
-            return self._refuse(str(reason.args[0])), not (len(reason.args) > 1 and reason.args[1])
+            return self._refuse(str(reason.args[0])), reason.args[1] if len(reason.args) > 1 else {"name"}
         if kernel is None:
-            return self._refuse("no C compiler"), True
-        return Bound(kernel, graph, None if output is not None else found), not asked
+            return self._refuse("no C compiler"), set()
+        return Bound(kernel, graph, None if output is not None else found), asked
 
     def differs(self, job: Job) -> None:
         """Take note that this compiler or processor rounds otherwise than torch."""

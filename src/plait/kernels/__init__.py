@@ -6,7 +6,8 @@ checks and rounds in registers. Where there is no compiler, or the function is n
 """
 
 from plait.kernels._build import build, compiler
-from plait.kernels._emit import FLAG_INPUT, FLAG_RESULT, INPUTS, source_of
+from plait.kernels._c import INPUTS
+from plait.kernels._emit import FLAG_INPUT, FLAG_RESULT, source_of
 from plait.kernels._graph import Graph, Sink, Untraceable
 from plait.kernels._kernel import Bound, Kernel, Tally, Totals, Window, fill
 from plait.kernels._trace import Pending, Traced

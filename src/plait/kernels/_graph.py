@@ -7,7 +7,12 @@ from typing import Any
 
 import torch
 
-__all__ = ["Graph", "Node", "Sink", "Untraceable"]
+__all__ = ["CONSTANT", "FULL", "NARROW", "ROW_NUMBERS", "Graph", "Node", "Sink", "Untraceable"]
+
+#: operations on a whole row that give one number for it
+ROW_NUMBERS = frozenset({"row_threshold", "row_min", "row_max", "row_sum"})
+#: how many values a node has: one, one per row, one per element
+CONSTANT, NARROW, FULL = 0, 1, 2
 
 
 class Untraceable(Exception):
@@ -19,9 +24,9 @@ class Node:
     """One value per element.
 
     Attributes:
-        op: what computes it, a key of the table in `plait.kernels._emit`.
+        op: what computes it, a key of the tables in `plait.kernels._c`, or an operation on rows.
         args: indices of the nodes it is computed from.
-        dtype: float32, bool, int32 or int64.
+        dtype: float32, float64, bool, int32 or int64.
         literal: a number that belongs to the structure: an input's place, a parameter's place, bits of a shift.
     """
 
@@ -51,6 +56,15 @@ class Graph:
     """Nodes, the numbers they use, and what comes out.
 
     Two graphs with the same `structure` are computed by the same kernel, with other numbers.
+
+    Attributes:
+        nodes: in an order in which they can be computed.
+        numbers: what the places of `number` nodes stand for.
+        integers: likewise for ranks and bins.
+        sinks: what a survey adds up.
+        draws: experts whose random numbers are used.
+        output: the node that is the result.
+        row: length of the rows it is computed in; None where every element is by itself.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -59,6 +73,7 @@ class Graph:
     sinks: list[Sink] = field(default_factory=list)
     draws: list[str] = field(default_factory=list)
     output: int | None = None
+    row: int | None = None
     _known: dict[Node, int] = field(default_factory=dict)
 
     def add(self, op: str, args: tuple[int, ...], dtype: torch.dtype, literal: int | float | None = None) -> int:
@@ -84,6 +99,18 @@ class Graph:
         self.sinks.append(Sink(kind, args, place))
         return len(self.sinks) - 1
 
+    def kinds(self) -> list[int]:
+        """CONSTANT, NARROW or FULL for every node."""
+        found: list[int] = []
+        for node in self.nodes:
+            if node.op in ROW_NUMBERS:
+                found.append(NARROW)
+            elif node.op in ("input", "uniform", "row_places"):
+                found.append(FULL)
+            else:
+                found.append(max((found[i] for i in node.args), default=CONSTANT))
+        return found
+
     def live(self) -> list[bool]:
         """Which nodes something depends on."""
         needed = [False] * len(self.nodes)
@@ -98,4 +125,4 @@ class Graph:
     @property
     def structure(self) -> Any:
         """What the code depends on."""
-        return (tuple(self.nodes), tuple(self.sinks), self.output)
+        return (tuple(self.nodes), tuple(self.sinks), self.output, self.row is not None)

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from plait.kernels._emit import BINS, SUMS, TABLES, WINDOWS
+from plait.kernels._emit import room
 from plait.kernels._graph import Graph, Sink
+from plait.kernels._sinks import BINS, SUMS, TABLES, WINDOWS
 from plait.kernels._trace import Pending
 from plait.tensors.selection import Counts
 from plait.tensors.sums import SEGMENT, ExactSum
@@ -185,8 +186,14 @@ class Bound:
         self.sinks = tuple(graph.sinks)
         self.experts = tuple(graph.draws)
         self.integers = tuple(graph.integers)
+        self._graph = graph
+        self._row = graph.row or 0
         self._numbers = (ctypes.c_double * max(len(graph.numbers), 1))(*graph.numbers)
         self._integers = (ctypes.c_int64 * max(len(graph.integers), 1))(*graph.integers)
+
+    def room(self, length: int) -> int:
+        """Bytes of memory of its own that a block of so many elements needs."""
+        return room(self._graph, length)
 
     def run(
         self,
@@ -196,6 +203,7 @@ class Bound:
         offset: int,
         keys: Any = None,
         totals: Totals | None = None,
+        space: int | None = None,
     ) -> int:
         """Run over one block; return the flags.
 
@@ -206,6 +214,7 @@ class Bound:
             offset: flat index of the first element in its tensor.
             keys: of the random generator.
             totals: where a survey adds up.
+            space: address of memory of its own, as much as `room` says.
         """
         flags = self.kernel.function(
             (ctypes.c_void_p * len(inputs))(*inputs),
@@ -216,6 +225,8 @@ class Bound:
             length,
             offset,
             None if totals is None else totals.addresses(length),
+            self._row,
+            space,
         )
         if totals is not None:
             totals.add(length)

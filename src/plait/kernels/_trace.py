@@ -7,6 +7,7 @@ Python's own control flow may depend on parameters, weights and facts, never on 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.kernels._graph import Graph, Untraceable
+from plait.kernels._graph import ROW_NUMBERS, Graph, Untraceable
 from plait.tensors.summaries import Deferred
 
 __all__ = ["Pending", "Traced"]
@@ -45,7 +46,7 @@ _UNARY = {"abs": "abs", "neg": "neg", "reciprocal": "reciprocal", "sign": "sign"
 _BINARY = {"mul": "mul", "maximum": "maximum", "minimum": "minimum"}
 _COMPARE = {"eq", "ne", "lt", "le", "gt", "ge"}
 _LOGICAL = {"logical_and": "and", "bitwise_and": "and", "logical_or": "or", "bitwise_or": "or"}
-_FLOAT, _BOOL, _INT = torch.float32, torch.bool, torch.int32
+_FLOAT, _WIDE, _BOOL, _INT = torch.float32, torch.float64, torch.bool, torch.int32
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,21 @@ class Pending(Deferred):
     index: int
 
 
+@functools.cache
+def _shell(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
 class Traced(Tensor):
-    """A flat tensor of which only the way it is computed is known."""
+    """A block of elements, or of rows, of which only the way it is computed is known."""
 
     graph: Graph
     node: int
 
     @staticmethod
-    def of(graph: Graph, node: int, length: int) -> Traced:
+    def of(graph: Graph, node: int, *shape: int) -> Traced:
         """Return a stand-in for one node."""
-        made = torch.empty(length, dtype=graph.nodes[node].dtype, device="meta").as_subclass(Traced)
+        made = Tensor._make_subclass(Traced, _shell(shape, graph.nodes[node].dtype))
         made.graph, made.node = graph, node
         return made
 
@@ -94,6 +100,17 @@ class Traced(Tensor):
                 raise Untraceable(f"{kind} of {type(other).__name__}")
         return Pending(self.graph.sink(kind, tuple(nodes), integer))
 
+    def in_rows(self, kind: str, *others: int) -> Traced:
+        """Stand in for what is found in whole rows (`plait.tensors.summaries.rowwise`)."""
+        if self.graph.row is None or self.ndim != 2 or self.dtype != torch.float32:
+            raise Untraceable(f"{kind} of what are no rows")
+        place = None
+        for other in others:
+            self.graph.integers.append(int(other))
+            place = len(self.graph.integers) - 1
+        node = self.graph.add(kind, (self.node,), torch.float32, place)
+        return Traced.of(self.graph, node, self.shape[0], 1 if kind in ROW_NUMBERS else self.shape[1])
+
 
 class _Call:
     """One operation on stand-ins."""
@@ -117,8 +134,16 @@ class _Call:
         self.like: Traced = like
         self.graph = like.graph
 
-    def result(self) -> Traced:
+    def result(self) -> Any:
         """Return the stand-in for what the call computes."""
+        if self.name == "aminmax":
+            self._along_rows()
+            return tuple(self.like.in_rows(kind) for kind in ("row_min", "row_max"))
+        if self.name == "sum":
+            self._along_rows()
+            if self.graph.nodes[self.like.node].op != "sign":
+                raise Untraceable("a sum whose rounding depends on its order")
+            return self.like.in_rows("row_sum")
         if self.name in _SAME:
             self._check_shape()
             if self.name == "view" and isinstance(self.args[1], torch.dtype):
@@ -133,14 +158,25 @@ class _Call:
         return self.out
 
     def _made(self, node: int) -> Traced:
-        return Traced.of(self.graph, node, self.like.shape[0])
+        shapes = [tuple(a.shape) for a in (*self.args, *self.kwargs.values()) if isinstance(a, Traced)]
+        return Traced.of(self.graph, node, *max(shapes))  # of a row's number, and of its elements
+
+    def _along_rows(self) -> None:
+        if self.kwargs != {"dim": -1, "keepdim": True} or len(self.args) != 1 or self.out is not None:
+            raise Untraceable(f"{self.name} over more or less than a row")
 
     def _check_shape(self) -> None:
+        shape = tuple(self.like.shape)
         if self.name in ("view_as", "reshape_as", "expand_as"):
-            sizes = [self.args[1].shape[0]]
+            sizes = tuple(self.args[1].shape)
         else:
-            sizes = [a for b in self.args[1:] for a in (b if isinstance(b, (list, tuple)) else [b])]
-        if any(isinstance(a, int) and a not in (-1, self.like.shape[0]) for a in sizes):
+            given = [a for b in self.args[1:] for a in (b if isinstance(b, (list, tuple)) else [b])]
+            sizes = tuple(a for a in given if isinstance(a, int) and not isinstance(a, bool))
+            if not sizes and self.name != "flatten":
+                return
+        if self.name == "flatten" and len(shape) == 1:
+            return
+        if len(sizes) != len(shape) or any(a not in (-1, b) for a, b in zip(sizes, shape, strict=True)):
             raise Untraceable(f"{self.name} to {sizes}")
 
     def _dtype(self, node: int) -> torch.dtype:
@@ -156,14 +192,14 @@ class _Call:
             value = value.item()
         if not isinstance(value, (bool, int, float)):
             raise Untraceable(f"an argument of type {type(value).__name__}")
-        if dtype == _FLOAT:
+        if dtype in (_FLOAT, _WIDE):
             return self.graph.number(float(value), dtype)
         return self.graph.add("literal", (), dtype, int(value))
 
     def _cast(self, node: int, dtype: torch.dtype) -> int:
         if self._dtype(node) == dtype:
             return node
-        if dtype not in (_FLOAT, _INT, torch.int64, _BOOL):
+        if dtype not in (_FLOAT, _WIDE, _INT, torch.int64, _BOOL):
             raise Untraceable(f"a value of {dtype}")
         return self.graph.add("cast", (node,), dtype)
 
@@ -175,6 +211,8 @@ class _Call:
     def _common(self, *values: Any) -> torch.dtype:
         """The dtype arithmetic of these values is done in."""
         dtypes = {self._dtype(v.node) for v in values if isinstance(v, Traced)}
+        if _WIDE in dtypes:
+            return _WIDE
         real = any(isinstance(v, float) or (isinstance(v, Tensor) and v.is_floating_point()) for v in values)
         if _FLOAT in dtypes or real:
             return _FLOAT
@@ -191,7 +229,7 @@ class _Call:
             return self.graph.add(_UNARY[self.name], (self._operand(self.args[0], _FLOAT),), _FLOAT)
         if self.name in _BINARY and len(self.args) == 2 and not self.kwargs:
             dtype = self._common(*self.args)
-            if dtype != _FLOAT:
+            if dtype != _FLOAT and (dtype, self.name) != (_WIDE, "mul"):
                 raise Untraceable(f"{self.name} of {dtype}")
             return self.graph.add(_BINARY[self.name], tuple(self._operand(a, dtype) for a in self.args), dtype)
         if self.name in _COMPARE:
@@ -211,13 +249,13 @@ class _Call:
         if dtype == _INT and alpha == 1:
             op = "add" if sign > 0 else "sub"
             return self.graph.add(op, (self._operand(first, dtype), self._operand(second, dtype)), dtype)
-        if dtype != _FLOAT:
+        if dtype not in (_FLOAT, _WIDE):
             raise Untraceable(f"{self.name} of {dtype}")
-        a, b = self._operand(first, _FLOAT), self._operand(second, _FLOAT)
+        a, b = self._operand(first, dtype), self._operand(second, dtype)
         if alpha == 1:
-            return self.graph.add("add" if sign > 0 else "sub", (a, b), _FLOAT)
+            return self.graph.add("add" if sign > 0 else "sub", (a, b), dtype)
         # torch multiplies and adds in one rounding here
-        return self.graph.add("fma", (b, self.graph.number(sign * alpha, _FLOAT), a), _FLOAT)
+        return self.graph.add("fma", (b, self.graph.number(sign * alpha, dtype), a), dtype)
 
     def _on_add(self) -> int:
         return self._sum(1, self.args[0], self.args[1])
@@ -292,7 +330,7 @@ class _Call:
 
     def _filled(self, value: Any) -> int:
         dtype = self.kwargs.get("dtype") or self._dtype(self.like.node)
-        if dtype == _FLOAT:
+        if dtype in (_FLOAT, _WIDE):
             return self.graph.add("literal", (), dtype, float(value))
         return self._operand(value, dtype)
 

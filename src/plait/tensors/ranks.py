@@ -6,7 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["relative_magnitudes", "relative_ranks"]
+from plait.tensors.summaries import rowwise
+
+__all__ = ["relative_magnitudes", "relative_ranks", "row_places"]
 
 _TINY = 1e-7
 
@@ -16,9 +18,15 @@ def relative_ranks(values: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
     n = values.shape[-1]
     if n == 1:
         return torch.full_like(values, 0.5)
+    return row_places(values).div_(n - 1)
+
+
+@rowwise("row_places")
+def row_places(values: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
+    """Number of entries of its row that stand before each one in ascending order of magnitude, equal ones by position."""
     order = values.abs().argsort(dim=-1, stable=True)
-    steps = torch.arange(n, dtype=values.dtype, device=values.device).expand_as(values)
-    return torch.empty_like(values).scatter_(-1, order, steps).div_(n - 1)
+    steps = torch.arange(values.shape[-1], dtype=values.dtype, device=values.device).expand_as(values)
+    return torch.empty_like(values).scatter_(-1, order, steps)
 
 
 def relative_magnitudes(values: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:

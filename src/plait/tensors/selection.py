@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from plait.tensors.summaries import deferrable
+from plait.tensors.summaries import deferrable, rowwise
 
 __all__ = [
     "Counts",
@@ -94,6 +94,7 @@ def at_least(values: Float[Tensor, "*n"], threshold: float) -> Bool[Tensor, "*n"
     return values.abs().to(torch.float32) >= threshold
 
 
+@rowwise("row_threshold")
 def row_threshold(values: Float[Tensor, "rows n"], rank: int) -> Float[Tensor, "rows 1"]:
     """The `rank`-th largest magnitude of every row, 1 ≤ rank ≤ n."""
     return values.abs().to(torch.float32).topk(rank, dim=-1).values[..., -1:]

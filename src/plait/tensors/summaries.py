@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-__all__ = ["ByKey", "Deferred", "deferrable"]
+__all__ = ["ByKey", "Deferred", "deferrable", "rowwise"]
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -26,6 +26,20 @@ def deferrable(function: _Function) -> _Function:
         return function(values, *others) if defer is None else defer(kind, *others)
 
     return called  # type: ignore[return-value]
+
+
+def rowwise(kind: str) -> Callable[[_Function], _Function]:
+    """Let a stand-in for rows of values (an object with a method `in_rows`) note what is found in each row."""
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def called(values: Any, *others: Any) -> Any:
+            defer = getattr(values, "in_rows", None)
+            return function(values, *others) if defer is None else defer(kind, *others)
+
+        return called  # type: ignore[return-value]
+
+    return decorate
 
 
 @dataclass(frozen=True)
