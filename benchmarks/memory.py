@@ -4,7 +4,8 @@
     python benchmarks/memory.py DIR [METHOD …] [--memory 512MiB] > docs/memory.json
 
 The peak does not depend on the number of layers, only on the largest tensor, the number of experts and the threads;
-one layer keeps this short. Methods that optimise are run for two steps. Each merge is a process of its own.
+one layer keeps this short. Methods that optimise are run for two steps, OrthoMerge with `rotate: all`: random experts
+have no rows that oppose each other. Each merge is a process of its own.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from plait.methods import Combiner, Modifier, Sparsifier, methods
 def recipe_of(name: str, home: Path) -> dict[str, Any]:
     """The method with its defaults, on the base and the experts in a folder."""
     cls = methods()[name]
-    given = dict(cls.example)
+    given = dict(cls.example) | ({"rotate": "all"} if name == "orthomerge" else {})
     if "steps" in cls.parameters():
         given["steps"] = 2
     steps: list[Any] = [{name: given}]
@@ -45,10 +46,11 @@ def recipe_of(name: str, home: Path) -> dict[str, Any]:
     return recipe
 
 
-def measure(recipe: Path, out: Path, memory: str) -> tuple[int, float]:
+def measure(recipe: Path, out: Path, memory: str, threads: int) -> tuple[int, float]:
     """Run the program; return its peak resident bytes and its CPU seconds."""
     program = [sys.executable, "-c", "from plait.cli import main; main()"]
-    process = subprocess.Popen([*program, "merge", str(recipe), "-o", str(out), "-q", "--memory", memory])
+    options = ["-q", "--memory", memory, "--threads", str(threads)]
+    process = subprocess.Popen([*program, "merge", str(recipe), "-o", str(out), *options])
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"{recipe} failed")
@@ -61,6 +63,7 @@ def main() -> None:
     parser.add_argument("models", type=Path)
     parser.add_argument("methods", nargs="*")
     parser.add_argument("--memory", default="512MiB", help="budget; raised for methods that need more")
+    parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     found: dict[str, Any] = {}
     for name in arguments.methods or methods():
@@ -69,16 +72,17 @@ def main() -> None:
             path, out = Path(scratch) / "recipe.yaml", Path(scratch) / "out"
             path.write_text(yaml.safe_dump(recipe_of(name, arguments.models)))
             plan = compile_plan(path)
-            options = Options(memory=512 << 20)
+            options = Options(memory=512 << 20, threads=arguments.threads)
             try:
                 check_memory(plan, options)
             except MemoryBudgetError as error:
                 memory = str(error).rsplit("--memory ", 1)[1].split()[0]
-                options = Options(memory=int(memory.removesuffix("MiB")) << 20)
+                options = Options(memory=int(memory.removesuffix("MiB")) << 20, threads=arguments.threads)
             predicted = resident_memory(plan, options)
-            peak, seconds = measure(path, out, memory)
+            peak, seconds = measure(path, out, memory, arguments.threads)
             shutil.rmtree(out)
         found[name] = {
+            "threads": arguments.threads,
             "memory": memory,
             "predicted_mib": round(predicted / 2**20),
             "peak_mib": round(peak / 2**20),

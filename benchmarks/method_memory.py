@@ -21,9 +21,12 @@ from safetensors.torch import save_file
 
 from plait.engine import compile_recipe
 from plait.engine._evaluate import Evaluator
+from plait.kernels import Tally
 from plait.methods import Combiner, Modifier, Sparsifier, methods
 
 NAME = "model.layers.1.mlp.down_proj.weight"
+#: settings with which a method does all its work on random matrices, whose updates do not oppose each other
+SETTINGS = {"orthomerge": {"rotate": "all"}}
 
 
 def _status(key: str) -> int:
@@ -44,7 +47,7 @@ def _models(home: Path, shape: tuple[int, int], experts: int) -> None:
 def peak(name: str, experts: int, home: Path, shape: tuple[int, int]) -> tuple[float, float]:
     """Arrays of the matrix's size at the peak of merging it, beyond the inputs and the output; and as planned."""
     cls = methods()[name]
-    given = dict(cls.example) | ({"steps": 2} if "steps" in cls.parameters() else {})
+    given = dict(cls.example) | SETTINGS.get(name, {}) | ({"steps": 2} if "steps" in cls.parameters() else {})
     steps: list[object] = [{name: given}]
     if issubclass(cls, Sparsifier):
         steps.append("task_arithmetic")
@@ -59,7 +62,7 @@ def peak(name: str, experts: int, home: Path, shape: tuple[int, int]) -> tuple[f
     Path("/proc/self/clear_refs").write_text("5")
     before = _status("VmRSS:")
     for step in evaluator.model_rounds():
-        evaluator.facts.setdefault(step, []).append(evaluator.survey(job, step))
+        evaluator.facts.setdefault(step, []).append(evaluator.survey([job], step, Tally()))
     evaluator.block(job, 0, job.entry.numel)
     size = job.entry.numel * 4
     worst = (_status("VmHWM:") - before) / size

@@ -20,7 +20,7 @@ from plait.methods.checkpoint_average import Ema, Lawa, Mwa, Swa
 from plait.methods.frank import Frank, fit_decay
 from plait.tensors.geometry import cosines, gram, gram_matrix, gram_rows
 from plait.tensors.quantiles import count_coarse, count_quantiles, quantile
-from plait.tensors.rotation import cayley, closest_rotation, mean_skew, rotation_of
+from plait.tensors.rotation import cayley, closest_rotation, rotation_of
 from plait.tensors.spectral import svd
 from plait.testing import sample_models
 
@@ -607,12 +607,6 @@ def test_cayley_and_its_inverse_undo_each_other() -> None:
     skew = cayley(r)
     assert torch.equal(skew, -skew.mT)
     same(rotation_of(skew), r, 1e-12)
-    same(mean_skew([skew] * 3), skew, 1e-12)
-    same(mean_skew([skew, -skew]), torch.zeros(8, 8))
-    other = cayley(rotation(8, 0.2, 1))
-    mean = mean_skew([skew, other])
-    assert float(mean.norm()) == pytest.approx(float(skew.norm() + other.norm()) / 2)
-    assert float((mean * (skew + other)).sum()) == pytest.approx(float(mean.norm() * (skew + other).norm()))
 
 
 @pytest.mark.parametrize("columns", [6, 10])

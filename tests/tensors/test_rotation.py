@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from plait.tensors.factors import factor
-from plait.tensors.rotation import SkewMean, Turn, cayley, closest_rotation, closest_turn, mean_skew, moved_by
+from plait.tensors.rotation import SkewMean, Turn, cayley, closest_rotation, closest_turn, moved_by, rotation_of
 from plait.tensors.spectral import svd
 
 
@@ -38,7 +38,9 @@ def test_a_turn_in_the_span_is_the_turn(outputs: int, some: bool, rank: int | No
     counted = outputs + (int(rows.sum()) if isinstance(rows, Tensor) else outputs)
     assert (turn.basis is None) == (4 * counted > 3 * inputs)
     assert torch.allclose(turn.moved(base), base @ whole - base, atol=1e-9)
-    assert torch.allclose(turn.skew(), cayley(whole), atol=1e-8)
+    found = SkewMean(inputs)
+    found.add(turn)
+    assert torch.allclose(found.take(1), cayley(whole), atol=1e-8)
 
 
 @pytest.mark.parametrize("outputs", [3, 40])
@@ -46,28 +48,41 @@ def test_what_a_mean_rotation_moves(outputs: int) -> None:
     base, skew = random(outputs, 12), small_skew(12)
     eye = torch.eye(12, dtype=torch.float64)
     wanted = base @ torch.linalg.solve(eye - skew, eye + skew) - base
-    assert torch.allclose(moved_by(base, skew), wanted, atol=1e-12)
+    assert torch.allclose(moved_by(base, skew.clone()), wanted, atol=1e-12)
+    assert torch.allclose(moved_by(base, skew.mT.contiguous().mT.clone()), wanted, atol=1e-12)
     # in float32 the difference is exact to its own size, not to the weight's
     found = moved_by(base.float(), 1e-4 * skew).double()
     exact = base.float().double() @ torch.linalg.solve(eye - 1e-4 * skew, eye + 1e-4 * skew) - base.float().double()
     assert float((found - exact).norm()) <= 1e-6 * float(exact.norm())
 
 
+def mean_of(skews: list[Tensor], count: int) -> Tensor:
+    found = SkewMean(skews[0].shape[0])
+    for skew in skews:
+        found.add(Turn(rotation_of(skew)))
+    return found.take(count)
+
+
 def test_a_running_mean_of_skews_counts_those_that_are_zero() -> None:
     skews = [small_skew(6, i) for i in range(3)]
-    zero = torch.zeros_like(skews[0])
-    found = SkewMean(6)
-    for skew in skews:
-        found.add(skew)
-    assert torch.allclose(found.mean(4), mean_skew([*skews, zero]))
     total = skews[0] + skews[1] + skews[2]
-    length = sum(float(skew.norm()) for skew in skews) / 3
-    assert torch.allclose(found.mean(3), total * length / total.norm())
-    assert not SkewMean(6).mean(2).any()
-    opposed = SkewMean(6)
-    opposed.add(skews[0])
-    opposed.add(-skews[0])
-    assert not opposed.mean(2).any()
+    length = sum(float(skew.norm()) for skew in skews)
+    assert torch.allclose(mean_of(skews, 3), total * length / 3 / total.norm())
+    assert torch.allclose(mean_of(skews, 4), total * length / 4 / total.norm())
+    assert not SkewMean(6) and not SkewMean(6).take(2).any()
+    assert not mean_of([skews[0], -skews[0]], 2).any()
+
+
+def test_rotations_of_a_span_add_up_in_all_dimensions() -> None:
+    bases = [torch.linalg.qr(random(9, 4, seed=i))[0] for i in range(2)]
+    small = [small_skew(4, i) for i in range(2)]
+    found = SkewMean(9)
+    for basis, skew in zip(bases, small, strict=True):
+        found.add(Turn(rotation_of(skew), basis))
+    assert found
+    whole = [basis @ skew @ basis.mT for basis, skew in zip(bases, small, strict=True)]
+    assert torch.allclose(found.take(2), mean_of(whole, 2))
+    assert not found
 
 
 def test_a_turn_of_everything_needs_no_basis() -> None:

@@ -2,43 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from plait.methods._trim import rank_kept
-from plait.tensors.consensus import disjoint_merge, elect, weighted_sum
 from plait.tensors.factors import factor
 from plait.tensors.selection import at_least, row_threshold
-from plait.tensors.subspaces import combine_subspaces
+from plait.tensors.spectral import SVD
+from plait.tensors.streams import Stream
+from plait.tensors.subspaces import combine_subspaces, stack
 
-__all__ = ["Inner", "merge_cores", "trim_whole"]
+__all__ = ["Inner", "merge_cores", "trim_below", "trim_whole"]
+
+#: rows of a core that have temporaries of their own at a time
+_ROWS = 256
 
 Inner = Literal["ties", "mean", "sum", "tsv"]
 """The method inside a space: TIES' sign-consistent mean, the mean, the sum, or TSV-Merge's orthogonalised subspaces."""
 
 
 def trim_whole(core: Tensor, density: float) -> Tensor:
-    """Zero all but the `density` largest entries, with TIES' rule for the rank."""
+    """Zero all but the `density` largest entries, in place, with TIES' rule for the rank."""
     if density >= 1 or not core.numel():
         return core
-    limit = row_threshold(core.reshape(1, -1), rank_kept(core.numel(), density, "inclusive"))
-    return core * at_least(core, float(limit))
+    return trim_below(core, float(row_threshold(core.reshape(1, -1), rank_kept(core.numel(), density, "inclusive"))))
+
+
+def trim_below(core: Tensor, limit: float) -> Tensor:
+    """Zero all entries below a magnitude, in place."""
+    for rows in core.split(_ROWS):
+        rows.mul_(at_least(rows, limit))
+    return core
 
 
 def merge_cores(cores: Sequence[Tensor], inner: Inner) -> Tensor:
-    """Merge matrices in one basis; TIES expects them trimmed.
+    """Merge matrices in one basis, looking at one at a time; TIES expects them trimmed.
 
     An entry whose votes cancel exactly becomes zero: the sign of a singular vector is arbitrary, so no sign may be
     preferred.
     """
-    ones = [1.0] * len(cores)
     if inner == "ties":
-        return disjoint_merge(cores, elect(cores), ones)
+        return _agreeing_mean(cores)
     if inner == "tsv":
         kept = max(1, min(cores[0].shape) // len(cores))
-        parts = [factor(core) for core in cores]
-        return combine_subspaces([part.top(min(kept, part.rank)) for part in parts])
-    total = weighted_sum(cores, ones)
-    return total / len(cores) if inner == "mean" else total
+        return combine_subspaces(stack(_leading(cores, kept), kept * len(cores)))
+    total = _sum(cores)
+    return total.div_(len(cores)) if inner == "mean" else total
+
+
+def _sum(cores: Sequence[Tensor]) -> Tensor:
+    total = cores[0].clone() if not isinstance(cores, Stream) else cores[0]
+    for i in range(1, len(cores)):
+        total.add_(cores[i])
+    return total
+
+
+def _leading(cores: Sequence[Tensor], kept: int) -> Iterator[SVD]:
+    for i in range(len(cores)):
+        factors = factor(cores[i])
+        yield factors.top(min(kept, factors.rank))
+        del factors
+
+
+def _agreeing_mean(cores: Sequence[Tensor]) -> Tensor:
+    """TIES' mean over those who have the sign of the sum, in two passes; few rows have temporaries at a time."""
+    sign = _sum(cores).sign_().to(torch.int8)
+    total = torch.zeros(sign.shape, dtype=cores[0].dtype, device=sign.device)
+    voters = torch.zeros_like(sign, dtype=torch.int16)
+    for i in range(len(cores)):
+        core = cores[i]
+        for start in range(0, core.shape[0], _ROWS):
+            rows = slice(start, start + _ROWS)
+            agree = core[rows] * sign[rows] > 0
+            total[rows].addcmul_(core[rows], agree.to(core.dtype))
+            voters[rows].add_(agree)
+        del core
+    return total.div_(voters.clamp_min_(1))

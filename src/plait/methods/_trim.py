@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import reduce
+from operator import add
 from typing import Any, Literal
 
 from torch import Tensor
 
 from plait.tensors.selection import (
+    Counts,
     Rank,
     at_least,
     count_coarse,
@@ -16,6 +19,7 @@ from plait.tensors.selection import (
     locate,
     row_threshold,
 )
+from plait.tensors.streams import Stream
 from plait.tensors.sums import Each, norm1
 
 __all__ = [
@@ -33,6 +37,8 @@ __all__ = [
 
 #: counting rounds that an exact threshold needs
 ROUNDS = 2
+#: rows of a streamed matrix that are counted at a time
+_ROWS = 256
 
 TrimRule = Literal["inclusive", "mask_rate", "mask_drop", "exact"]
 """How `density` becomes a rank. References disagree by one entry:
@@ -68,10 +74,20 @@ def survey_thresholds(
     deltas: Sequence[Tensor], facts: Sequence[Any], densities: Sequence[float], rule: TrimRule
 ) -> Each:
     """Contribute one block's counts: coarse in the first round, fine around the wanted rank in the second."""
+    if isinstance(deltas, Stream):
+        return Each(tuple(_by_rows(deltas, i, facts, densities, rule) for i in range(len(deltas))))
     if not facts:
         return Each(tuple(count_coarse(delta) for delta in deltas))
     ranks = _ranks(facts[0], densities, rule)
     return Each(tuple(count_fine(delta, rank.bin) for delta, rank in zip(deltas, ranks, strict=True)))
+
+
+def _by_rows(deltas: Stream, index: int, facts: Sequence[Any], densities: Sequence[float], rule: TrimRule) -> Counts:
+    """The counts of one matrix that is made for it, a few rows at a time: counting takes several times their size."""
+    rank = _ranks(facts[0], densities, rule)[index] if facts else None
+    matrix = deltas[index]
+    parts = (count_coarse(part) if rank is None else count_fine(part, rank.bin) for part in matrix.split(_ROWS))
+    return reduce(add, parts)
 
 
 def thresholds(facts: Sequence[Any], densities: Sequence[float], rule: TrimRule) -> tuple[float, ...]:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
 from torch import Tensor
 
-from plait.methods._contract import Group, Paper
+from plait.methods._contract import Group, Paper, Subject
 from plait.methods._core import Inner, merge_cores, trim_whole
 from plait.methods._parameters import Density, Doc, PositiveInt
-from plait.methods._spectral import SpectralCombiner, stacked
+from plait.methods._spectral import SpectralCombiner, noise, stacked, weighted_deltas
 from plait.tensors.factors import factor
+from plait.tensors.spectral import SVD
+from plait.tensors.subspaces import combine_subspaces, stack
 
 __all__ = ["CoreSpace"]
 
@@ -25,8 +28,9 @@ class CoreSpace(SpectralCombiner):
     merged core set to their mean.
 
     Made for adapters (give `rank` where they were merged into low-precision weights); for full fine-tunes the space is
-    everything. Sums, means and TSV-Merge do not depend on the basis, TIES does: an adapter's own A and B would give
-    another basis than the balanced factors used here. The authors' λ is 0.2 for `tsv`. Weights scale the deltas.
+    everything. Sums, means and TSV-Merge do not depend on the basis and are computed without it (TSV-Merge: of the task
+    vectors, each at a 1/T share of the space's smaller side); TIES does: an adapter's own A and B would give another
+    basis than the balanced factors used here. The authors' λ is 0.2 for `tsv`. Weights scale the deltas.
 
     Paper: Panariello et al., "Accurate and Efficient Low-Rank Model Merging in Core Space", NeurIPS 2025,
     arXiv 2509.17786.
@@ -43,15 +47,76 @@ class CoreSpace(SpectralCombiner):
         "apanariello4/core-space-merging",
     )
     identity: ClassVar[Any] = {}
-    temporaries: ClassVar[tuple[float, float]] = (0.5, 8.0)
-    grams: ClassVar[float] = 0.0
 
     inner: Annotated[Inner, Doc("how cores merge")] = "tsv"
     density: Annotated[Density, Doc("fraction of entries each core keeps, for ties")] = 0.2
     isotropize: Annotated[bool, Doc("set all singular values of the merged core to their mean")] = False
     rank: Annotated[PositiveInt | None, Doc("rank of each expert's adapter; none: measured")] = None
 
+    def arrays(self, subject: Subject, experts: int) -> float:
+        """Only TIES needs the basis, and with it the Gram matrix of all experts' triplets."""
+        if self.treatment(subject) != "spectral" or self.inner != "ties":
+            return super().arrays(subject, experts)
+        shorter, longer = min(subject.shape), max(subject.shape)
+        side = min(shorter * experts, longer)
+        stacks = 2.0 * experts * shorter * (shorter + longer)  # the triplets, and scaled once more
+        return 0.5 + (stacks + 6.0 * side * side) / subject.numel
+
     def update(self, group: Group) -> Tensor:
+        """Factor and merge; in the common basis where that can be seen in the result."""
+        if self.inner == "ties":
+            return self._in_basis(group)
+        merged = self._tsv(group) if self.inner == "tsv" else self._linear(group)
+        if not self.isotropize:
+            return merged
+        factors = factor(merged)
+        rank = factors.rank
+        return factors.polar(rank, overwrite=True).mul_(float(factors.s[:rank].mean()) if rank else 0.0)
+
+    def _linear(self, group: Group) -> Tensor:
+        """Σ τᵢ; each at the rank of its adapter where that is known, or where rounding would be lifted."""
+        total: Tensor | None = None
+        deltas, room = weighted_deltas(group), min(group.origin.shape)
+        for i in range(group.count):
+            delta = deltas[i]
+            if self.rank is not None or self.isotropize:
+                factors = group.factor(delta)
+                rank = min(self.rank or room, factors.rank_above(noise(group) * abs(group.weights[i])))
+                delta = delta if rank == room else factors.truncated(rank)
+                del factors
+            total = delta if total is None else total.add_(delta)
+            del delta
+        assert total is not None
+        return total.div_(group.count) if self.inner == "mean" else total
+
+    def _tsv(self, group: Group) -> Tensor:
+        """TSV-Merge of the cores is that of the task vectors, each at a 1/T share of the smaller side of the space.
+
+        One expert of full rank makes that side the matrix's own. Otherwise it is measured.
+        """
+        room = min(group.origin.shape)
+        ranks: list[int] = []
+        joined = stack(self._leading(group, max(1, room // group.count), ranks), room + group.count)
+        if max(ranks) == room:
+            return combine_subspaces(joined)
+        del joined
+        joined = stacked(group, ranks)
+        root = joined.s.sqrt()
+        room = min(factor(joined.u * root).rank, factor(joined.vh * root[:, None]).rank)
+        return combine_subspaces([part.top(max(1, room // group.count)) for part in joined.parts()])
+
+    def _leading(self, group: Group, kept: int, ranks: list[int]) -> Iterator[SVD]:
+        """The largest triplets of each wᵢτᵢ in turn; takes note of the ranks."""
+        floor, deltas = noise(group), group.deltas
+        for i in range(group.count):
+            factors = group.factor(deltas[i])
+            ranks.append(min(self.rank or min(group.origin.shape), factors.rank_above(floor)))
+            part = factors.top(min(kept, ranks[-1])).scaled(group.weights[i])
+            del factors
+            yield part
+            del part
+
+    def _in_basis(self, group: Group) -> Tensor:
         """Factor, span, project, merge, expand."""
         joined = stacked(group, [self.rank or min(group.origin.shape)] * group.count)
         root = joined.s.sqrt()
@@ -63,9 +128,7 @@ class CoreSpace(SpectralCombiner):
         del rows
         cores = [((u.mT @ part.u) * part.s) @ (part.vh @ vh.mT) for part in joined.parts()]
         del joined
-        if self.inner == "ties":
-            cores = [trim_whole(core, self.density) for core in cores]
-        merged = merge_cores(cores, self.inner)
+        merged = merge_cores([trim_whole(core, self.density) for core in cores], self.inner)
         if self.isotropize and merged.numel():
             factors = factor(merged)
             merged = factors.polar(factors.rank) * float(factors.s[: factors.rank].mean() if factors.rank else 0.0)

@@ -8,11 +8,12 @@ from typing import Annotated, Any, ClassVar, Literal
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper, Scope, Subject
-from plait.methods._core import Inner, merge_cores, trim_whole
+from plait.methods._core import Inner, merge_cores, trim_below, trim_whole
 from plait.methods._parameters import Density, Doc, NonNegative
 from plait.methods._spectral import SpectralCombiner, weighted_deltas
-from plait.methods._trim import ROUNDS, survey_thresholds, thresholds, trim
-from plait.tensors.subspaces import common_columns
+from plait.methods._trim import ROUNDS, survey_thresholds, thresholds
+from plait.tensors.streams import Stream
+from plait.tensors.tied import Tied, tie
 
 __all__ = ["Knots"]
 
@@ -40,8 +41,6 @@ class Knots(SpectralCombiner):
         "Model Merging with SVD to Tie the KnOTS", "Stoica et al.", 2025, "2410.19735", "gstoica27/KnOTS"
     )
     identity: ClassVar[Any] = {"density": 1.0}
-    temporaries: ClassVar[tuple[float, float]] = (8.0, 0.0)
-    grams: ClassVar[float] = 0.0
 
     inner: Annotated[Inner, Doc("how coordinates merge")] = "ties"
     density: Annotated[Density, Doc("fraction of coordinates each expert keeps, for ties")] = 0.2
@@ -69,29 +68,32 @@ class Knots(SpectralCombiner):
         if self.treatment(subject) != "spectral":
             return super().arrays(subject, experts)
         side = min(subject.shape[0], subject.shape[1] * experts)
-        return super().arrays(subject, experts) + 7.0 * side * side / subject.numel
+        # the matrix in float64 and its eigen-decomposition; afterwards the basis, and sums over the coordinates
+        square = side * side / subject.numel
+        return max(6.0 * square, 2.0 * square + 2.5)
 
-    def _coordinates(self, group: Group) -> tuple[Tensor, tuple[Tensor, ...]]:
-        deltas = weighted_deltas(group)
-        basis, values = common_columns(deltas, self.cutoff)
-        cores = tuple(basis.mT @ deltas[i] for i in range(group.count))
-        if self.coordinates == "scaled":
-            return basis, cores
-        return basis.mul_(values), tuple(core.div_(values[:, None]) for core in cores)
+    def _tied(self, group: Group) -> tuple[Tied, Stream]:
+        """The common basis, and the coordinates of one expert at a time in it."""
+        tied = tie(weighted_deltas(group), self.cutoff)
+        cores = Stream(group.count, tied.coordinates)
+        return tied, cores if self.coordinates == "scaled" else cores.map(lambda core: core.div_(tied.values[:, None]))
 
     def survey(self, group: Group) -> Any:
         """Count the magnitudes of the coordinates; tensors that are no matrices take no part."""
         if self.treatment(group.subject) == "spectral":
-            counted = self._coordinates(group)[1]
+            counted: Any = self._tied(group)[1]
         else:
             counted = tuple(delta[:0] for delta in group.deltas)
         return survey_thresholds(counted, group.facts, [self.density] * group.count, "inclusive")
 
     def update(self, group: Group) -> Tensor:
         """Change the basis, trim, merge, change back."""
-        basis, cores = self._coordinates(group)
+        tied, cores = self._tied(group)
         if self.rounds:
-            cores = trim(cores, thresholds(group.facts, [self.density] * group.count, "inclusive"))
+            limits = thresholds(group.facts, [self.density] * group.count, "inclusive")
+            whole = cores
+            cores = Stream(group.count, lambda i: trim_below(whole[i], limits[i]))
         elif self.inner == "ties":
-            cores = tuple(trim_whole(core, self.density) for core in cores)
-        return basis @ merge_cores(cores, self.inner)
+            cores = cores.map(lambda core: trim_whole(core, self.density))
+        merged = merge_cores(cores, self.inner)
+        return tied.expand(merged if self.coordinates == "scaled" else merged.mul_(tied.values[:, None]))

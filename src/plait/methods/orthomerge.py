@@ -13,7 +13,7 @@ from torch import Tensor
 from plait.methods._contract import Combiner, Group, Paper, Subject, Unit
 from plait.methods._parameters import Doc, Fixed, PositiveInt, Real
 from plait.methods._spectral import summed
-from plait.tensors.rotation import SkewMean, Turn, closest_turn, moved_by
+from plait.tensors.rotation import SkewMean, Turn, closest_turn, moved_by, spans_less
 from plait.tensors.spectral import SVD, rounding_floor
 from plait.tensors.streams import Stream
 from plait.tensors.subspaces import combine_subspaces, stack
@@ -69,9 +69,15 @@ class OrthoMerge(Combiner):
         return self._matrix(subject) and subject.role.kind != "norm" and subject.shape[1] <= self.widest
 
     def arrays(self, subject: Subject, experts: int) -> float:
-        """A few arrays of the tensor's own shape, and rotations in float64, square in the input dimension."""
-        rotations = subject.shape[1] / max(subject.shape[0], 1) if self._rotates(subject) else 0.0
-        return 3.0 + 12.0 * rotations if rotations else 4.0 + experts
+        """A few arrays of the tensor's own shape, and rotations in float64, square in the input dimension.
+
+        Of a matrix much wider than tall one such square is held, the sum; the rotations have a basis of 2m directions.
+        How many rows conflict is not known beforehand: all of them, at most.
+        """
+        if not self._rotates(subject):
+            return 4.0 + experts
+        m, n = subject.shape
+        return 17.0 + 2.0 * n / m if spans_less(m, m, n) else 3.0 + 12.0 * n / m
 
     def unit(self, subject: Subject) -> Unit:
         """Matrices are seen whole; everything else goes in blocks."""
@@ -84,7 +90,9 @@ class OrthoMerge(Combiner):
             return group.origin + self.lambda_ * self._residuals(group, group.deltas)
         skews = SkewMean(group.origin.shape[1], group.origin.device)
         merged = self._residuals(group, self._split(group, skews)).mul_(self.lambda_)
-        return merged.add_(moved_by(group.origin, skews.mean(group.count))).add_(group.origin)
+        if skews:
+            merged.add_(moved_by(group.origin, skews.take(group.count)))
+        return merged.add_(group.origin)
 
     def _split(self, group: Group, skews: SkewMean) -> Iterator[Tensor]:
         """Yield each expert's residual Wᵢ − W₀Rᵢ, and take note of its rotation."""
@@ -95,7 +103,7 @@ class OrthoMerge(Combiner):
             turn = self._turn(group, delta, mean)
             if turn is not None:
                 delta.sub_(turn.moved(group.origin))
-                skews.add(turn.skew())
+                skews.add(turn)
             del turn
             yield delta
             del delta

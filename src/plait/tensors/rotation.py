@@ -5,7 +5,7 @@ Everything here expects float64: a rotation close to the identity differs from i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,9 +22,9 @@ __all__ = [
     "cayley",
     "closest_rotation",
     "closest_turn",
-    "mean_skew",
     "moved_by",
     "rotation_of",
+    "spans_less",
 ]
 
 #: singular values below this share of the largest are rounding of the weights: their directions mean nothing
@@ -36,40 +36,67 @@ _POLE = 1e-6
 def closest_rotation(factors: SVD) -> Float[Tensor, "n n"] | None:
     """The rotation R that maximises tr(RᵀM), from the SVD of a square M = W₀ᵀT; None where it is ill-defined.
 
+    The leading triplets are enough where M has no others.
+
     R = U₁V₁ᵀ on the numerical range of M. On its null space every orthogonal map is as good; the one closest to the
     identity, N_U polar(N_UᵀN_V) N_Vᵀ, is chosen there, so that directions the weights do not see stay where they are.
     A reflection is turned into a rotation along the direction that matters least. A rotation that turns something by
     nearly 180° has no stable Cayley transform and is refused.
     """
-    size = factors.s.numel()
-    if not size or not float(factors.s[0]) > 0:
+    size = factors.u.shape[0]
+    if not factors.s.numel() or not float(factors.s[0]) > 0:
         return None
     rank = int((factors.s > _RANK * factors.s[0]).sum())
-    left, right = factors.u, factors.vh.mT
+    left, right = factors.u[:, :rank], factors.vh[:rank].mT
     if rank < size:
-        null = svd(left[:, rank:].mT @ right[:, rank:])
-        left = torch.cat([left[:, :rank], left[:, rank:] @ null.u], dim=1)
-        right = torch.cat([right[:, :rank], right[:, rank:] @ null.vh.mT], dim=1)
-    rotation = left @ right.mT
+        unseen, unmade = _complement(factors.u, rank), _complement(factors.vh.mT, rank)
+        null = svd(unseen.mT @ unmade)
+        left = torch.cat([left, unseen @ null.u], dim=1)
+        right = torch.cat([right, unmade @ null.vh.mT], dim=1)
+        del unseen, unmade, null
+    rotation, last = left @ right.mT, (left[:, -1].clone(), right[:, -1].clone())
+    del left, right
     if float(torch.linalg.slogdet(rotation).sign) < 0:
-        rotation = rotation - 2.0 * torch.outer(left[:, -1], right[:, -1])
+        rotation.addr_(*last, alpha=-2.0)
     # for an eigenvalue λ = e^{iφ}, |1 + λ|² = 2 + 2 cos φ, and cos φ is an eigenvalue of the symmetric part
-    symmetric = 0.5 * (rotation + rotation.mT)
+    symmetric = (rotation + rotation.mT).mul_(0.5)
     symmetric.diagonal().add_(1.0 - 0.5 * _POLE)
     return rotation if int(torch.linalg.cholesky_ex(symmetric).info) == 0 else None
 
 
+def _complement(vectors: Float[Tensor, "n k"], rank: int) -> Float[Tensor, "n c"]:
+    """An orthonormal basis of what the first `rank` of these orthonormal vectors do not span."""
+    if vectors.shape[0] == vectors.shape[1]:
+        return vectors[:, rank:]
+    return torch.linalg.qr(vectors[:, :rank], mode="complete")[0][:, rank:].clone()
+
+
 def cayley(rotation: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """(R + I)⁻¹(R − I), the skew-symmetric matrix of a rotation."""
-    eye = torch.eye(rotation.shape[0], dtype=rotation.dtype, device=rotation.device)
-    skew = torch.linalg.solve(rotation + eye, rotation - eye)
-    return 0.5 * (skew - skew.mT)
+    above, below = _by_columns(rotation), rotation.clone()
+    above.diagonal().add_(1.0)
+    below.diagonal().sub_(1.0)
+    skew = _solve(above, below)
+    del above, below
+    return (skew - skew.mT).mul_(0.5)
 
 
 def rotation_of(skew: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
     """(I − A)⁻¹(I + A), the rotation of a skew-symmetric matrix."""
     eye = torch.eye(skew.shape[0], dtype=skew.dtype, device=skew.device)
     return torch.linalg.solve(eye - skew, eye + skew)
+
+
+def _by_columns(matrix: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """A copy stored by columns, as LAPACK wants it: it can be decomposed where it lies."""
+    return matrix.mT.clone(memory_format=torch.contiguous_format).mT
+
+
+def _solve(matrix: Float[Tensor, "n n"], right: Float[Tensor, "p k"], left: bool = True) -> Tensor:
+    """M⁻¹B, or BM⁻¹; a matrix that is stored by columns is replaced by its decomposition."""
+    pivots = torch.empty(matrix.shape[0], dtype=torch.int32, device=matrix.device)
+    torch.linalg.lu_factor(matrix, out=(matrix, pivots))
+    return torch.linalg.lu_solve(matrix, pivots, right, left=left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +114,10 @@ class Turn:
             return times(change.mT, base.mT).mT
         return ((base.double() @ self.basis) @ change @ self.basis.mT).to(base.dtype)
 
-    def skew(self) -> Float[Tensor, "n n"]:
-        """Its Cayley transform."""
-        skew = cayley(self.small)
-        return skew if self.basis is None else self.basis @ skew @ self.basis.mT
+
+def spans_less(rows: int, added: int, columns: int) -> bool:
+    """Whether the rows of a weight and those added to it span so few directions that their basis is worth its cost."""
+    return 4 * (rows + added) <= 3 * columns
 
 
 def closest_turn(
@@ -106,7 +133,7 @@ def closest_turn(
     """
     part, added = base[rows], delta[rows]
     span = base.shape[0] + added.shape[0]
-    if 4 * span > 3 * base.shape[1]:
+    if not spans_less(base.shape[0], added.shape[0], base.shape[1]):
         product = mirror(gram_of_rows(base.mT))
         add_product(product, part.mT, added.mT)
         rotation = closest_rotation(factor(product).top(product.shape[0]))
@@ -115,20 +142,27 @@ def closest_turn(
     seen = base.double() @ basis
     target = seen.clone()
     target[rows] += added.double() @ basis
-    rotation = closest_rotation(factor(seen.mT @ target).top(span))
+    # the first m directions span all rows of W₀: of its products with the others nothing but rounding would be left
+    m = base.shape[0]
+    product = seen[:, :m].mT @ target
+    del seen, target
+    factors = factor(product).top(m)
+    left = torch.zeros(span, m, dtype=torch.float64, device=base.device)
+    left[:m] = factors.u
+    rotation = closest_rotation(SVD(left, factors.s, factors.vh))
     return None if rotation is None else Turn(rotation, basis)
 
 
 def moved_by(base: Float[Tensor, "m n"], skew: Float[Tensor, "n n"]) -> Float[Tensor, "m n"]:
-    """W₀(R − 1) for the rotation of a skew-symmetric A: R − 1 = 2A(1 − A)⁻¹."""
-    m, n = base.shape
-    if m >= n:
+    """W₀(R − 1) for the rotation of a skew-symmetric A, which is lost: R − 1 = 2A(1 − A)⁻¹."""
+    if base.shape[0] >= base.shape[1]:
         change = rotation_of(skew)
         change.diagonal().sub_(1.0)
         return times(change.mT, base.mT).mT
-    left = skew.clone()
-    left.diagonal().add_(1.0)  # (1 − A)ᵀ
-    return (torch.linalg.solve(left, base.double().mT).mT @ skew).mul_(2.0).to(base.dtype)
+    moved = base.double() @ skew
+    below = (skew if skew.stride(-1) == 1 else skew.contiguous()).mT  # Aᵀ = −A, stored by columns
+    below.diagonal().add_(1.0)
+    return _solve(below, moved, left=False).mul_(2.0).to(base.dtype)
 
 
 class SkewMean:
@@ -140,22 +174,25 @@ class SkewMean:
         self._total: Tensor | None = None
         self._length = 0.0
 
-    def add(self, skew: Float[Tensor, "n n"]) -> None:
-        """Take one in."""
-        self._length += float(torch.linalg.vector_norm(skew))
-        self._total = skew.clone() if self._total is None else self._total.add_(skew)
+    def __bool__(self) -> bool:
+        """Whether any was taken in."""
+        return self._total is not None
 
-    def mean(self, count: int) -> Float[Tensor, "n n"]:
-        """The mean of `count` of them, of which those not taken in are 0."""
+    def add(self, turn: Turn) -> None:
+        """Take in the Cayley transform of a rotation."""
+        skew = cayley(turn.small)
+        self._length += float(torch.linalg.vector_norm(skew))  # an orthonormal basis does not change it
+        if turn.basis is None:
+            self._total = skew if self._total is None else self._total.add_(skew)
+            return
         if self._total is None:
+            self._total = torch.zeros(self._size, self._size, dtype=skew.dtype, device=skew.device)
+        self._total.addmm_(turn.basis @ skew, turn.basis.mT)
+
+    def take(self, count: int) -> Float[Tensor, "n n"]:
+        """The mean of `count` of them, of which those not taken in are 0; nothing is left here."""
+        total, self._total = self._total, None
+        if total is None:
             return torch.zeros(self._size, self._size, dtype=torch.float64, device=self._device)
-        size = float(torch.linalg.vector_norm(self._total))
-        return self._total * (self._length / count / size if size >= 1e-8 else 0.0)
-
-
-def mean_skew(skews: Sequence[Float[Tensor, "n n"]]) -> Float[Tensor, "n n"]:
-    """The mean of skew-symmetric matrices as `SkewMean` has it."""
-    found = SkewMean(skews[0].shape[0])
-    for skew in skews:
-        found.add(skew)
-    return found.mean(len(skews))
+        size = float(torch.linalg.vector_norm(total))
+        return total.mul_(self._length / count / size if size >= 1e-8 else 0.0)
