@@ -21,7 +21,8 @@ ROOMS: dict[str, set[str]] = {
     "methods": {"tensors"},
     "recipes": {"methods", "architectures"},
     "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
-    "tuning": {"engine", "methods"},
+    "evaluation": {"checkpoints"},
+    "tuning": {"engine", "evaluation", "methods"},
     "reports": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}

@@ -1,6 +1,7 @@
 """What a merged model says about itself: provenance, recipe, model card."""
 
 from plait.reports._card import model_card
+from plait.reports._card_results import CardResult, add_results
 from plait.reports._diff import Diff, TensorDiff, diff
 from plait.reports._files import describe_output
 from plait.reports._manifest import manifest
@@ -10,8 +11,10 @@ from plait.reports._recipe import MANIFEST, RECIPE
 __all__ = [
     "MANIFEST",
     "RECIPE",
+    "CardResult",
     "Diff",
     "TensorDiff",
+    "add_results",
     "describe_output",
     "diff",
     "manifest",
