@@ -115,6 +115,7 @@ def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 def write_task(folder: Path, splits: dict[str, list[dict[str, Any]]], **content: Any) -> Path:
     """A task.json with its splits."""
+    folder.mkdir(parents=True, exist_ok=True)
     for split, rows in splits.items():
         write_rows(folder / f"{split}.jsonl", rows)
     task = {"format": 1, "name": folder.name, "splits": {split: f"{split}.jsonl" for split in splits}, **content}

@@ -162,7 +162,7 @@ def score_model(
     for name, scores in found.items():
         values = resamples.values(scores)
         expert = experts[name].value if name in experts else None
-        share = float(normalised({name: scores}, experts, resamples)[0]) if name in experts else None
+        share = float(normalised({name: scores}, experts, resamples)[0]) if expert else None
         interval = resamples.interval(values)
         start = base[name].value if name in base else None
         size = len(scores.values)

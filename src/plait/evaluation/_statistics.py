@@ -63,15 +63,16 @@ class Resamples:
     @staticmethod
     def interval(values: Array, level: float = 0.95) -> Interval:
         """Percentile interval of what was computed from `values`."""
-        low, high = np.quantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
+        low, high = np.nanquantile(values[1:], [(1 - level) / 2, (1 + level) / 2])
         return Interval(float(values[0]), float(low), float(high))
 
 
 def _ratio(above: Array, below: Array, higher_is_better: bool, what: str) -> Array:
     above, below = (above, below) if higher_is_better else (below, above)
-    if not (below > 0).all():
-        raise EvaluationError(f"{what} is 0 in a draw of the examples: nothing can be divided by it.")
-    return above / below
+    if not below[0] > 0:
+        raise EvaluationError(f"{what} is 0: nothing can be divided by it.")
+    # a draw without a single hit has no quotient: it is left out of the interval
+    return np.divide(above, below, out=np.full_like(below, np.nan), where=below > 0)
 
 
 def raw(model: Suite, resamples: Resamples) -> Array:
@@ -106,9 +107,9 @@ def gain(model: Suite, base: Suite, experts: Suite, resamples: Resamples) -> Arr
         start = resamples.values(base[task])
         kept += sign * (resamples.values(scores) - start)
         possible += sign * (resamples.values(experts[task]) - start)
-    if not (possible > 0).all():
+    if not possible[0] > 0:
         raise EvaluationError("the experts are no better than the base: there is no gain to keep.")
-    return kept / possible
+    return np.divide(kept, possible, out=np.full_like(possible, np.nan), where=possible > 0)
 
 
 def forgetting(model: Suite, base: Suite, resamples: Resamples) -> Array:
