@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "plait"
 ROOMS: dict[str, set[str]] = {
     "architectures": set(),
     "checkpoints": {"architectures"},
+    "security": {"checkpoints", "architectures", "tensors"},
     "tensors": set(),
     "kernels": {"tensors"},
     "methods": {"tensors"},
@@ -23,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
     "evaluation": {"checkpoints"},
     "tuning": {"engine", "evaluation", "methods"},
-    "reports": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
+    "reports": {"security", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}
 EVERYWHERE = {"errors", "_versions", "plait"}

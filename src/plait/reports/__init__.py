@@ -2,6 +2,7 @@
 
 from plait.reports._card import model_card
 from plait.reports._card_results import CardResult, add_results
+from plait.reports._check import Check, check
 from plait.reports._diff import Diff, TensorDiff, diff
 from plait.reports._files import describe_output
 from plait.reports._manifest import manifest
@@ -12,9 +13,11 @@ __all__ = [
     "MANIFEST",
     "RECIPE",
     "CardResult",
+    "Check",
     "Diff",
     "TensorDiff",
     "add_results",
+    "check",
     "describe_output",
     "diff",
     "manifest",
