@@ -22,7 +22,8 @@ ROOMS: dict[str, set[str]] = {
     "methods": {"tensors"},
     "recipes": {"methods", "architectures"},
     "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
-    "tuning": {"engine", "methods"},
+    "evaluation": {"checkpoints"},
+    "tuning": {"engine", "evaluation", "methods"},
     "reports": {"security", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}

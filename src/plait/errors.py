@@ -14,6 +14,7 @@ __all__ = [
     "CheckpointError",
     "ClusterError",
     "DiskSpaceError",
+    "EvaluationError",
     "IncompatibleModelsError",
     "InterruptedRunError",
     "MemoryBudgetError",
@@ -26,6 +27,7 @@ __all__ = [
     "ReadError",
     "RecipeError",
     "ReproductionError",
+    "TaskError",
     "TerminatedRunError",
     "UnknownMethodError",
     "UnreachableError",
@@ -109,6 +111,16 @@ class MemoryBudgetError(PlaitError):
 
 class ReproductionError(PlaitError):
     """A rebuilt model that differs from the one it should reproduce."""
+
+
+class TaskError(PlaitError):
+    """A task that cannot be scored as it is written, or a model that does not fit it; found before any work."""
+
+    exit_code = 2
+
+
+class EvaluationError(PlaitError):
+    """An evaluation that was begun and did not give scores that can be used."""
 
 
 class InterruptedRunError(PlaitError):

@@ -1,6 +1,7 @@
 """What a merged model says about itself: provenance, recipe, model card."""
 
 from plait.reports._card import model_card
+from plait.reports._card_results import CardResult, add_results
 from plait.reports._check import Check, check
 from plait.reports._diff import Diff, TensorDiff, diff
 from plait.reports._files import describe_output
@@ -14,12 +15,14 @@ from plait.reports._verify import Step, Verification, verify
 __all__ = [
     "MANIFEST",
     "RECIPE",
+    "CardResult",
     "Check",
     "Diff",
     "Pushed",
     "Step",
     "TensorDiff",
     "Verification",
+    "add_results",
     "check",
     "describe_output",
     "diff",

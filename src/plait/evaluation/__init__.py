@@ -1,0 +1,43 @@
+"""Model → per-example scores: tasks in files, functions, commands and lm-eval; statistics on them."""
+
+from plait.evaluation._candidate import Candidate, digest_of_model
+from plait.evaluation._evaluate import ScoreCache, evaluate, load_task
+from plait.evaluation._external import FunctionTask
+from plait.evaluation._file_task import FileTask
+from plait.evaluation._lm_eval import read_lm_eval
+from plait.evaluation._protocol import Task
+from plait.evaluation._scores import METRICS, Scores
+from plait.evaluation._statistics import (
+    Interval,
+    Resamples,
+    Suite,
+    forgetting,
+    gain,
+    holm,
+    normalised,
+    paired_test,
+    raw,
+)
+
+__all__ = [
+    "METRICS",
+    "Candidate",
+    "FileTask",
+    "FunctionTask",
+    "Interval",
+    "Resamples",
+    "ScoreCache",
+    "Scores",
+    "Suite",
+    "Task",
+    "digest_of_model",
+    "evaluate",
+    "forgetting",
+    "gain",
+    "holm",
+    "load_task",
+    "normalised",
+    "paired_test",
+    "raw",
+    "read_lm_eval",
+]
