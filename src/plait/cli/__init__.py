@@ -37,9 +37,9 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import diff, inspect, merge, methods, reproduce, schema
+    from plait.cli import diff, inspect, merge, methods, reproduce, schema, testbed
 
-    for module in (merge, methods, inspect, diff, reproduce, schema):
+    for module in (merge, methods, inspect, diff, reproduce, schema, testbed):
         module.register(app)
 
 
