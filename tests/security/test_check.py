@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from safetensors.torch import save_file
 from typer.testing import CliRunner
 
 import plait
@@ -278,6 +279,31 @@ def test_nested_recipes_and_slices_are_looked_into(home: Path) -> None:
     _unlike(home)
     code, text = _check(home)
     assert code == EXIT_CODES["ancestry"] and "both/e2 does not descend" in text
+
+
+def _adapter(folder: Path, module: str, fill: float = 0.01) -> None:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 2}))
+    factors = {"A": torch.full((2, 32), fill), "B": torch.full((32, 2), fill)}
+    state = {f"base_model.model.{module}.lora_{x}.weight": value for x, value in factors.items()}
+    save_file(state, folder / "adapter_model.safetensors")
+
+
+def test_adapters_are_looked_at_too(home: Path) -> None:
+    module = "model.layers.1.self_attn.q_proj"
+    _adapter(home / "lora", module)
+    recipe = {"method": "task_arithmetic", "base": "./base", "experts": {"e1": "./e1", "lora": "./lora"}}
+    (home / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    code, text = _check(home)
+    assert code == 0, text
+    shutil.rmtree(home / "lora")
+    _adapter(home / "lora", module, float("nan"))
+    code, text = _check(home)
+    assert code == EXIT_CODES["nonfinite"] and f"{module}.lora_A.weight" in text
+    shutil.rmtree(home / "lora")
+    _adapter(home / "lora", "model.layers.9.self_attn.q_proj")
+    code, text = _check(home)
+    assert code == EXIT_CODES["architecture"] and "model.layers.9.self_attn.q_proj" in text
 
 
 def test_a_recipe_that_cannot_be_read_is_an_error(home: Path) -> None:

@@ -2,6 +2,7 @@
 
 from plait.engine._compile import compile_recipe
 from plait.engine._execute import Result, execute, execute_in_memory
+from plait.engine._experts import references
 from plait.engine._hashes import digest_of, model_hash
 from plait.engine._options import BLOCK, Options, Progress, Silent, default_threads
 from plait.engine._plan import Job, Plan
@@ -24,6 +25,7 @@ __all__ = [
     "execute",
     "execute_in_memory",
     "model_hash",
+    "references",
     "resident_memory",
     "room_at",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from plait.errors import RecipeError
 from plait.recipes import Chain, Recipe, Source
 from plait.tensors.lowrank import LowRank
 
-__all__ = ["low_rank_of", "open_experts", "untouched"]
+__all__ = ["low_rank_of", "open_experts", "references", "untouched"]
 
 
 def open_experts(
@@ -59,7 +59,7 @@ def open_experts(
     return found
 
 
-def _split(reference: str, folder: Path) -> tuple[str | None, str | None]:
+def _split(reference: str, folder: Path) -> tuple[str, str | None]:
     """Read MODEL+ADAPTER, unless a path of that name exists."""
     left, plus, right = reference.rpartition("+")
     if not plus or not left or not right or _exists(folder / reference):
@@ -72,6 +72,26 @@ def _exists(path: Path) -> bool:
         return path.exists()
     except (OSError, ValueError):
         return False
+
+
+def references(source: Source) -> Iterator[tuple[str, str]]:
+    """Yield name and reference of every model and adapter that a recipe, and those inside it, name."""
+    yield from _named(source.recipe, source.folder, "")
+
+
+def _named(recipe: Recipe, folder: Path, prefix: str) -> Iterator[tuple[str, str]]:
+    named: list[tuple[str, str | Recipe | None]] = [("base", recipe.base)]
+    for name, entry in recipe.experts.items():
+        model, adapter = entry.model, entry.adapter
+        if adapter is None and isinstance(model, str):
+            model, adapter = _split(model, folder)
+        named += [(f"{name}/model", model), (name, adapter)] if adapter is not None else [(name, model)]
+    named += [(f"slice{i}", part.model) for i, part in enumerate(recipe.slices or [])]
+    for name, reference in named:
+        if isinstance(reference, Recipe):
+            yield from _named(reference, folder, f"{prefix}{name}/")
+        elif reference is not None:
+            yield prefix + name, reference
 
 
 def untouched(tensor: LazyTensor) -> bool:

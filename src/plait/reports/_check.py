@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from plait.checkpoints import Checkpoint
-from plait.engine import Options, Plan, Progress, Silent, check_memory, compile_recipe, resident_memory, room_at
+from plait.engine import (
+    Options,
+    Plan,
+    Progress,
+    Silent,
+    check_memory,
+    compile_recipe,
+    references,
+    resident_memory,
+    room_at,
+)
 from plait.errors import (
     MemoryBudgetError,
     MissingModelError,
@@ -19,7 +29,7 @@ from plait.errors import (
     RecipeError,
     UnsafeFileError,
 )
-from plait.recipes import Recipe, Source, load_recipe
+from plait.recipes import Source, load_recipe
 from plait.reports._card import front_matter, strictest_licence
 from plait.reports._diff import Diff
 from plait.reports._suitable import Suggestion, sampled_diff, suitable
@@ -139,12 +149,15 @@ def check(
     options, progress = options or Options(), progress or Silent()
     source = load_recipe(given)
     findings: list[Finding] = []
-    models = dict(_opened(source, findings))
-    for name, model in models.items():
+    opened = dict(_opened(source, findings))
+    for name, model in opened.items():
         findings += inspect_files(name, model)
+    models = {name: model for name, model in opened.items() if model.adapter is None}
+    for name, adapter in opened.items():
+        findings += scan(name, adapter, adapter.tensors) if adapter.adapter is not None else ()
     findings += compare_configs(models)
     findings += compare_vocabularies(models)
-    findings += _licences(models)
+    findings += _licences(opened)
     plan = _planned(source, options, findings)
     progress.phase("looking at the weights", sum(m.nbytes for m in models.values() if full or m.nbytes <= _WHOLE))
     evidence, compared, looked, speed = _weights(models, findings, full, progress)
@@ -183,23 +196,9 @@ def _conflicts(deltas: Diff | None) -> Iterator[Finding]:
             )
 
 
-def _references(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Name and reference of every model that a recipe and those inside it name."""
-    named: list[tuple[str, str | Recipe]] = []
-    if recipe.base is not None:
-        named.append(("base", recipe.base))
-    named += [(name, expert.model) for name, expert in recipe.experts.items()]
-    named += [(f"slice{i}", part.model) for i, part in enumerate(recipe.slices or [])]
-    for name, reference in named:
-        if isinstance(reference, Recipe):
-            yield from _references(reference, f"{prefix}{name}/")
-        else:
-            yield prefix + name, reference
-
-
 def _opened(source: Source, findings: list[Finding]) -> Iterator[tuple[str, Checkpoint]]:
     seen: set[str] = set()
-    for name, reference in _references(source.recipe):
+    for name, reference in references(source):
         if reference in seen:
             continue
         seen.add(reference)
