@@ -132,22 +132,28 @@ def closest_turn(
     their span. W₀ᵀ(W₀ + τ) is formed in float64 without adding up W₀ and τ.
     """
     part, added = base[rows], delta[rows]
-    span = base.shape[0] + added.shape[0]
-    if not spans_less(base.shape[0], added.shape[0], base.shape[1]):
+    m, n = base.shape
+    if m >= n:
         product = mirror(gram_of_rows(base.mT))
         add_product(product, part.mT, added.mT)
-        rotation = closest_rotation(factor(product).top(product.shape[0]))
+        rotation = closest_rotation(factor(product).top(n))
+        return None if rotation is None else Turn(rotation)
+    if not spans_less(m, added.shape[0], n):
+        basis, triangle = torch.linalg.qr(base.mT.double())
+        target = base.to(torch.float64, copy=True)
+        target[rows] += added
+        factors = factor(triangle @ target).top(m)  # W₀ᵀT has no more than m triplets
+        rotation = closest_rotation(SVD(basis @ factors.u, factors.s, factors.vh))
         return None if rotation is None else Turn(rotation)
     basis = torch.linalg.qr(torch.cat([base, added]).mT.double())[0]
     seen = base.double() @ basis
     target = seen.clone()
     target[rows] += added.double() @ basis
     # the first m directions span all rows of W₀: of its products with the others nothing but rounding would be left
-    m = base.shape[0]
     product = seen[:, :m].mT @ target
     del seen, target
     factors = factor(product).top(m)
-    left = torch.zeros(span, m, dtype=torch.float64, device=base.device)
+    left = torch.zeros(m + added.shape[0], m, dtype=torch.float64, device=base.device)
     left[:m] = factors.u
     rotation = closest_rotation(SVD(left, factors.s, factors.vh))
     return None if rotation is None else Turn(rotation, basis)
