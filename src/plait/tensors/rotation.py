@@ -31,6 +31,8 @@ __all__ = [
 _RANK = 1e-5
 #: |1 + λ|² that an eigenvalue of a rotation must keep from −1, where the Cayley transform has its pole
 _POLE = 1e-6
+#: rows that are multiplied at a time
+_ROWS = 256
 
 
 def closest_rotation(factors: SVD) -> Float[Tensor, "n n"] | None:
@@ -120,6 +122,15 @@ def spans_less(rows: int, added: int, columns: int) -> bool:
     return 4 * (rows + added) <= 3 * columns
 
 
+def _orthonormal(rows: Float[Tensor, "p n"]) -> Float[Tensor, "n p"]:
+    """An orthonormal basis in float64 whose first columns span the first rows, for p ≤ n; holds nothing beside it."""
+    basis = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format).mT
+    del rows
+    scales = basis.new_empty(basis.shape[1])
+    torch.geqrf(basis, out=(basis, scales))
+    return torch.linalg.householder_product(basis, scales, out=basis)
+
+
 def closest_turn(
     base: Float[Tensor, "m n"],
     delta: Float[Tensor, "m n"],
@@ -145,7 +156,7 @@ def closest_turn(
         factors = factor(triangle @ target).top(m)  # W₀ᵀT has no more than m triplets
         rotation = closest_rotation(SVD(basis @ factors.u, factors.s, factors.vh))
         return None if rotation is None else Turn(rotation)
-    basis = torch.linalg.qr(torch.cat([base, added]).mT.double())[0]
+    basis = _orthonormal(torch.cat([base, added]))
     seen = base.double() @ basis
     target = seen.clone()
     target[rows] += added.double() @ basis
@@ -193,7 +204,9 @@ class SkewMean:
             return
         if self._total is None:
             self._total = torch.zeros(self._size, self._size, dtype=skew.dtype, device=skew.device)
-        self._total.addmm_(turn.basis @ skew, turn.basis.mT)
+        for start in range(0, self._size, _ROWS):
+            rows = slice(start, start + _ROWS)
+            self._total[rows].addmm_(turn.basis[rows] @ skew, turn.basis.mT)
 
     def take(self, count: int) -> Float[Tensor, "n n"]:
         """The mean of `count` of them, of which those not taken in are 0; nothing is left here."""
