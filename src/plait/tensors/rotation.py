@@ -50,16 +50,16 @@ def closest_rotation(factors: SVD) -> Float[Tensor, "n n"] | None:
         return None
     rank = int((factors.s > _RANK * factors.s[0]).sum())
     left, right = factors.u[:, :rank], factors.vh[:rank].mT
+    rotation = left @ right.mT
     if rank < size:
         unseen, unmade = _complement(factors.u, rank), _complement(factors.vh.mT, rank)
         null = svd(unseen.mT @ unmade)
-        left = torch.cat([left, unseen @ null.u], dim=1)
-        right = torch.cat([right, unmade @ null.vh.mT], dim=1)
+        left, right = unseen @ null.u, unmade @ null.vh.mT
         del unseen, unmade, null
-    rotation, last = left @ right.mT, (left[:, -1].clone(), right[:, -1].clone())
-    del left, right
+        rotation.addmm_(left, right.mT)
     if float(torch.linalg.slogdet(rotation).sign) < 0:
-        rotation.addr_(*last, alpha=-2.0)
+        rotation.addr_(left[:, -1], right[:, -1], alpha=-2.0)
+    del left, right
     # for an eigenvalue λ = e^{iφ}, |1 + λ|² = 2 + 2 cos φ, and cos φ is an eigenvalue of the symmetric part
     symmetric = (rotation + rotation.mT).mul_(0.5)
     symmetric.diagonal().add_(1.0 - 0.5 * _POLE)
@@ -162,9 +162,10 @@ def closest_turn(
     target[rows] += added.double() @ basis
     # the first m directions span all rows of W₀: of its products with the others nothing but rounding would be left
     product = seen[:, :m].mT @ target
-    del seen, target
+    left = product.new_zeros(m + added.shape[0], m)
+    del seen, target, part, added
     factors = factor(product).top(m)
-    left = torch.zeros(m + added.shape[0], m, dtype=torch.float64, device=base.device)
+    del product
     left[:m] = factors.u
     rotation = closest_rotation(SVD(left, factors.s, factors.vh))
     return None if rotation is None else Turn(rotation, basis)
