@@ -7,6 +7,12 @@ models are, and the peak of the resident memory is compared with that before. In
 blocks the base and every expert, of one that sees whole tensors the base and one expert, and the output. What remains
 is the line a + b·experts that the method declares as `temporaries` for the memory plan; methods whose needs depend on
 the shape (Gram matrices, rotations) are measured at several. Linux only.
+
+    … python benchmarks/method_memory.py [METHOD …] --shape 2048x8192 --scale 4 --experts 3
+
+measures a quarter of that shape with the panels of products and the pieces of files made smaller alike: every ratio of
+sizes is that of the full shape, at a sixteenth of its memory and a sixty-fourth of its work. What the linear algebra
+library keeps for itself, a few MiB, weighs more there: up to one array.
 """
 
 from __future__ import annotations
@@ -19,10 +25,11 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from plait.engine import compile_recipe
+from plait.engine import _evaluate, compile_recipe
 from plait.engine._evaluate import Evaluator
 from plait.kernels import Tally
-from plait.methods import Combiner, Modifier, Sparsifier, methods
+from plait.methods import Combiner, Modifier, Sparsifier, _core, _trim, doge, methods, r_tsvm
+from plait.tensors import descent, products, rotation
 
 NAME = "model.layers.1.mlp.down_proj.weight"
 #: settings with which a method does all its work on random matrices, whose updates do not oppose each other
@@ -42,6 +49,24 @@ def _models(home: Path, shape: tuple[int, int], experts: int) -> None:
     save_file({NAME: base}, home / "base.safetensors")
     for i in range(experts):
         save_file({NAME: base + 0.01 * torch.randn(shape, generator=rng)}, home / f"e{i}.safetensors")
+
+
+def _shrink(scale: int) -> None:
+    """Divide the sizes of panels and pieces as an area shrinks, and numbers of rows as a side does."""
+    for module, area, side in (
+        (products, "_PANEL", "_BLOCK"),
+        (_evaluate, "_PIECE", None),
+        (r_tsvm, "_PIECE", None),
+        (descent, None, "_ROWS"),
+        (rotation, None, "_ROWS"),
+        (doge, None, "_ROWS"),
+        (_core, None, "_ROWS"),
+        (_trim, None, "_ROWS"),
+    ):
+        if area is not None:
+            setattr(module, area, max(1, getattr(module, area) // scale**2))
+        if side is not None:
+            setattr(module, side, max(1, getattr(module, side) // scale))
 
 
 def peak(name: str, experts: int, home: Path, shape: tuple[int, int]) -> tuple[float, float]:
@@ -76,8 +101,10 @@ def main() -> None:
     parser.add_argument("methods", nargs="*")
     parser.add_argument("--shape", default="1024x1024", help="ROWSxCOLUMNS of the matrix")
     parser.add_argument("--experts", type=int, default=6, help="the larger number of experts")
+    parser.add_argument("--scale", type=int, default=1, help="divide the shape, and panels with it")
     arguments = parser.parse_args()
-    rows, columns = map(int, arguments.shape.split("x"))
+    rows, columns = (int(side) // arguments.scale for side in arguments.shape.split("x"))
+    _shrink(arguments.scale)
     torch.set_num_threads(1)
     if os.environ.get("MALLOC_MMAP_THRESHOLD_") is None:
         raise SystemExit("set MALLOC_MMAP_THRESHOLD_=65536 and MALLOC_TRIM_THRESHOLD_=0 first")

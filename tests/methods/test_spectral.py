@@ -17,7 +17,7 @@ from plait.errors import RecipeError
 from plait.methods import Group, Subject, find, methods
 from plait.methods._spectral import SpectralCombiner, noise
 from plait.tensors.descent import adam, momentum
-from plait.tensors.factors import factor, polar
+from plait.tensors.factors import exact_factor, factor, polar
 from plait.tensors.spectral import normal_equations, rounding_floor, svd
 from plait.tensors.spectrum import effective_rank
 from plait.tensors.subspaces import combine_subspaces, common_columns, gram_whitening
@@ -699,6 +699,46 @@ def test_linear_merges_do_not_depend_on_the_space(method: str, inner: str, facto
 def test_core_space_tsv_equals_full_space_tsv_for_adapters() -> None:
     deltas = deltas_of(rank=2)
     close(update("core_space", deltas, inner="tsv"), update("tsv_merge", deltas, rank=2), 1e-7)
+
+
+def _in_core_space(deltas: Deltas, inner: str, isotropize: bool) -> Tensor:
+    """The paper's own way: bases of both sides, cores, their merge, back."""
+    parts = [exact_factor(delta) for delta in deltas]
+    parts = [part.top(part.rank) for part in parts]
+    u = _span(torch.cat([p.u * p.s.sqrt() for p in parts], dim=1))
+    v = _span(torch.cat([p.vh.mT * p.s.sqrt() for p in parts], dim=1))
+    cores = [u.mT @ delta @ v for delta in deltas]
+    if inner == "tsv":
+        kept = max(1, min(cores[0].shape) // len(cores))
+        merged = combine_subspaces([svd(core).top(min(kept, svd(core).rank)) for core in cores])
+    else:
+        merged = sum(cores[1:], cores[0])
+    if isotropize:
+        factors = exact_factor(merged)
+        merged = factors.polar(factors.rank) * float(factors.s[: factors.rank].mean())
+    return u @ merged @ v.mT
+
+
+def _span(columns: Tensor) -> Tensor:
+    factors = exact_factor(columns)
+    return factors.top(factors.rank).u
+
+
+@pytest.mark.parametrize("isotropize", [False, True])
+@pytest.mark.parametrize("inner", ["tsv", "sum"])
+@pytest.mark.parametrize("kind", ["full", "one full", "adapters", "shared rows", "shared columns"])
+def test_core_space_without_its_basis_is_core_space(kind: str, inner: str, isotropize: bool) -> None:
+    """Also where the experts share one side, so that the cores are smaller there than their ranks add up to."""
+    deltas = deltas_of(rank=None if kind == "full" else 4, m=14, n=11)
+    if kind == "one full":
+        deltas[1] = 0.1 * random(14, 11, seed=3)
+    if kind == "shared rows":
+        deltas = [0.1 * random(14, 4, seed=i) @ random(4, 11, seed=50) for i in range(3)]
+    if kind == "shared columns":
+        deltas = [0.1 * random(14, 4, seed=50) @ random(4, 11, seed=i) for i in range(3)]
+    for each in (deltas, [delta.mT.contiguous() for delta in deltas]):
+        wanted = _in_core_space(each, inner, isotropize)
+        close(update("core_space", each, inner=inner, isotropize=isotropize), wanted, 1e-7)
 
 
 def test_core_space_isotropize_is_iso_c_for_adapters() -> None:

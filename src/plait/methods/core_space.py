@@ -60,7 +60,7 @@ class CoreSpace(SpectralCombiner):
         shorter, longer = min(subject.shape), max(subject.shape)
         side = min(shorter * experts, longer)
         stacks = 2.0 * experts * shorter * (shorter + longer)  # the triplets, and scaled once more
-        return 0.5 + (stacks + 6.0 * side * side) / subject.numel
+        return 2.0 + (stacks + 6.0 * side * side) / subject.numel
 
     def update(self, group: Group) -> Tensor:
         """Factor and merge; in the common basis where that can be seen in the result."""

@@ -21,6 +21,8 @@ from plait.tensors.subspaces import leading_columns
 
 __all__ = ["Doge"]
 
+_ROWS = 256
+
 
 @dataclass(frozen=True, kw_only=True)
 class Doge(SpectralCombiner):
@@ -49,7 +51,7 @@ class Doge(SpectralCombiner):
     )
     identity: ClassVar[Any] = None
     cost: ClassVar[Any] = "iterative"
-    temporaries: ClassVar[tuple[float, float]] = (5.5, 1.1)
+    temporaries: ClassVar[tuple[float, float]] = (4.0, 1.0)
     grams: ClassVar[float] = 1.0
 
     strength: Annotated[NonNegative, Doc("norm that each expert's matrix is scaled to")] = 0.07
@@ -107,7 +109,7 @@ class Doge(SpectralCombiner):
         def gradient(here: Tensor) -> Tensor:
             slope = torch.zeros_like(here)
             for delta, target in zip(deltas, targets, strict=True):
-                inner = target - reach * torch.linalg.vecdot(delta, here)
+                inner = target - reach * _row_products(delta, here)
                 slope.addcmul_(inner[:, None], delta, value=-2.0 * reach)
             return slope.addmm_(basis, basis.mT @ slope, alpha=-1.0)
 
@@ -128,3 +130,9 @@ class Doge(SpectralCombiner):
         columns.clear()
         wanted = min(group.origin.shape) // self.subspace
         return leading_columns(joined, wanted, torch.finfo(group.origin.dtype).eps).to(group.origin.dtype)
+
+
+def _row_products(a: Tensor, b: Tensor) -> Tensor:
+    """⟨aᵣ, bᵣ⟩ for every row, a few rows at a time."""
+    pairs = zip(a.split(_ROWS), b.split(_ROWS), strict=True)
+    return torch.cat([torch.linalg.vecdot(x, y) for x, y in pairs])

@@ -77,7 +77,7 @@ class OrthoMerge(Combiner):
         if not self._rotates(subject):
             return 4.0 + experts
         m, n = subject.shape
-        return 17.0 + 2.0 * n / m if spans_less(m, m, n) else 3.0 + 12.0 * n / m
+        return 17.0 + 2.0 * n / m if spans_less(m, m, n) else 2.0 + 15.5 * n / m
 
     def unit(self, subject: Subject) -> Unit:
         """Matrices are seen whole; everything else goes in blocks."""

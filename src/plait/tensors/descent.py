@@ -35,7 +35,7 @@ def descend_rows(
         def slope(here: Tensor, wanted: Tensor = wanted) -> Tensor:
             return times(here).sub_(wanted).mul_(2.0)
 
-        start[rows] = method(start[rows], slope, steps, rate)
+        method(start[rows], slope, steps, rate)
     return start
 
 
@@ -50,11 +50,11 @@ def times_rows(times: Callable[[Tensor], Tensor], matrix: Float[Tensor, "m n"]) 
 def adam(
     start: Float[Tensor, "*n"], gradient: Callable[[Tensor], Tensor], steps: int, rate: float
 ) -> Float[Tensor, "*n"]:
-    """Take `steps` of Adam (β = 0.9 and 0.999, ε = 1e-8, bias-corrected) from `start`.
+    """Take `steps` of Adam (β = 0.9 and 0.999, ε = 1e-8, bias-corrected) from `start`, in its memory.
 
     A step moves an entry by at most about `rate`, whatever the size of the gradient: the distance is absolute.
     """
-    here = start.clone()
+    here = start
     first, second = torch.zeros_like(start), torch.zeros_like(start)
     for step in range(1, steps + 1):
         slope = gradient(here)
@@ -68,8 +68,8 @@ def adam(
 def momentum(
     start: Float[Tensor, "*n"], gradient: Callable[[Tensor], Tensor], steps: int, rate: float
 ) -> Float[Tensor, "*n"]:
-    """Take `steps` of gradient descent with momentum 0.9 from `start`."""
-    here = start.clone()
+    """Take `steps` of gradient descent with momentum 0.9 from `start`, in its memory."""
+    here = start
     speed = torch.zeros_like(start)
     for _ in range(steps):
         speed.mul_(0.9).add_(gradient(here))

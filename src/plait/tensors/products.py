@@ -28,7 +28,8 @@ def add_gram(gram: Float[Tensor, "r r"], rows: Float[Tensor, "r l"], scale: floa
     """Add scale · A Aᵀ to the lower triangle, in the precision of `gram`; entries above the diagonal mean nothing."""
     count, long = rows.shape
     for panel in panels(long, count):
-        part = rows[:, panel].to(gram.dtype)
+        # in one layout: the library's kernels for another may round differently
+        part = rows[:, panel].to(gram.dtype, memory_format=torch.contiguous_format).contiguous()
         for start in range(0, count, _BLOCK):
             stop = min(start + _BLOCK, count)
             gram[start:stop, :stop].addmm_(part[start:stop], part[:stop].mT, alpha=scale)

@@ -31,6 +31,8 @@ __all__ = [
 _RANK = 1e-5
 #: |1 + λ|² that an eigenvalue of a rotation must keep from −1, where the Cayley transform has its pole
 _POLE = 1e-6
+#: rows that are multiplied at a time
+_ROWS = 256
 
 
 def closest_rotation(factors: SVD) -> Float[Tensor, "n n"] | None:
@@ -48,16 +50,16 @@ def closest_rotation(factors: SVD) -> Float[Tensor, "n n"] | None:
         return None
     rank = int((factors.s > _RANK * factors.s[0]).sum())
     left, right = factors.u[:, :rank], factors.vh[:rank].mT
+    rotation = left @ right.mT
     if rank < size:
         unseen, unmade = _complement(factors.u, rank), _complement(factors.vh.mT, rank)
         null = svd(unseen.mT @ unmade)
-        left = torch.cat([left, unseen @ null.u], dim=1)
-        right = torch.cat([right, unmade @ null.vh.mT], dim=1)
+        left, right = unseen @ null.u, unmade @ null.vh.mT
         del unseen, unmade, null
-    rotation, last = left @ right.mT, (left[:, -1].clone(), right[:, -1].clone())
-    del left, right
+        rotation.addmm_(left, right.mT)
     if float(torch.linalg.slogdet(rotation).sign) < 0:
-        rotation.addr_(*last, alpha=-2.0)
+        rotation.addr_(left[:, -1], right[:, -1], alpha=-2.0)
+    del left, right
     # for an eigenvalue λ = e^{iφ}, |1 + λ|² = 2 + 2 cos φ, and cos φ is an eigenvalue of the symmetric part
     symmetric = (rotation + rotation.mT).mul_(0.5)
     symmetric.diagonal().add_(1.0 - 0.5 * _POLE)
@@ -120,6 +122,15 @@ def spans_less(rows: int, added: int, columns: int) -> bool:
     return 4 * (rows + added) <= 3 * columns
 
 
+def _orthonormal(rows: Float[Tensor, "p n"]) -> Float[Tensor, "n p"]:
+    """An orthonormal basis in float64 whose first columns span the first rows, for p ≤ n; holds nothing beside it."""
+    basis = rows.to(torch.float64, copy=True, memory_format=torch.contiguous_format).mT
+    del rows
+    scales = basis.new_empty(basis.shape[1])
+    torch.geqrf(basis, out=(basis, scales))
+    return torch.linalg.householder_product(basis, scales, out=basis)
+
+
 def closest_turn(
     base: Float[Tensor, "m n"],
     delta: Float[Tensor, "m n"],
@@ -132,22 +143,29 @@ def closest_turn(
     their span. W₀ᵀ(W₀ + τ) is formed in float64 without adding up W₀ and τ.
     """
     part, added = base[rows], delta[rows]
-    span = base.shape[0] + added.shape[0]
-    if not spans_less(base.shape[0], added.shape[0], base.shape[1]):
+    m, n = base.shape
+    if m >= n:
         product = mirror(gram_of_rows(base.mT))
         add_product(product, part.mT, added.mT)
-        rotation = closest_rotation(factor(product).top(product.shape[0]))
+        rotation = closest_rotation(factor(product).top(n))
         return None if rotation is None else Turn(rotation)
-    basis = torch.linalg.qr(torch.cat([base, added]).mT.double())[0]
+    if not spans_less(m, added.shape[0], n):
+        basis, triangle = torch.linalg.qr(base.mT.double())
+        target = base.to(torch.float64, copy=True)
+        target[rows] += added
+        factors = factor(triangle @ target).top(m)  # W₀ᵀT has no more than m triplets
+        rotation = closest_rotation(SVD(basis @ factors.u, factors.s, factors.vh))
+        return None if rotation is None else Turn(rotation)
+    basis = _orthonormal(torch.cat([base, added]))
     seen = base.double() @ basis
     target = seen.clone()
     target[rows] += added.double() @ basis
     # the first m directions span all rows of W₀: of its products with the others nothing but rounding would be left
-    m = base.shape[0]
     product = seen[:, :m].mT @ target
-    del seen, target
+    left = product.new_zeros(m + added.shape[0], m)
+    del seen, target, part, added
     factors = factor(product).top(m)
-    left = torch.zeros(span, m, dtype=torch.float64, device=base.device)
+    del product
     left[:m] = factors.u
     rotation = closest_rotation(SVD(left, factors.s, factors.vh))
     return None if rotation is None else Turn(rotation, basis)
@@ -187,7 +205,9 @@ class SkewMean:
             return
         if self._total is None:
             self._total = torch.zeros(self._size, self._size, dtype=skew.dtype, device=skew.device)
-        self._total.addmm_(turn.basis @ skew, turn.basis.mT)
+        for start in range(0, self._size, _ROWS):
+            rows = slice(start, start + _ROWS)
+            self._total[rows].addmm_(turn.basis[rows] @ skew, turn.basis.mT)
 
     def take(self, count: int) -> Float[Tensor, "n n"]:
         """The mean of `count` of them, of which those not taken in are 0; nothing is left here."""

@@ -75,12 +75,12 @@ def tie(matrices: Sequence[Float[Tensor, "m n"]], cutoff: float = 0.0) -> Tied:
     The Gram matrix of tall float32 matrices gives way to an SVD where it would not resolve what is kept.
     """
     first = matrices[0]
-    (m, n), count = first.shape, len(matrices)
-    if m > n * count and first.dtype == torch.float32:
-        gram = torch.zeros(n * count, n * count, dtype=torch.float64, device=first.device).mT
+    (m, n), dtype, device, count = first.shape, first.dtype, first.device, len(matrices)
+    del first
+    if m > n * count and dtype == torch.float32:
+        gram = torch.zeros(n * count, n * count, dtype=torch.float64, device=device).mT
         for i in range(count):
-            own = matrices[i] if i else first
-            first = own[:0]
+            own = matrices[i]
             rows = slice(i * n, (i + 1) * n)
             add_gram(gram[rows, rows], own.mT)
             for j in range(i):
@@ -93,6 +93,5 @@ def tie(matrices: Sequence[Float[Tensor, "m n"]], cutoff: float = 0.0) -> Tied:
         if not rank or float(values[rank - 1]) >= RESOLVED * float(values[0]):
             kept = min(rank, int((values > cutoff).sum()))
             return Tied(matrices, values[:kept].float(), None, along[:, :kept])
-    del first
     basis, values = common_columns(matrices, cutoff)
     return Tied(matrices, values, basis, None)
