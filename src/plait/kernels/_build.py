@@ -100,5 +100,7 @@ def build(source: str) -> tuple[Any, bool] | None:
     except (OSError, subprocess.SubprocessError, AttributeError):
         return None
     function.restype = ctypes.c_int
-    function.argtypes = [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 2 + [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    function.argtypes = (
+        [ctypes.c_void_p] * 5 + [ctypes.c_int64] * 2 + [ctypes.c_void_p, ctypes.c_int64, ctypes.c_void_p]
+    )
     return function, fresh
