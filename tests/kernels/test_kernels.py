@@ -12,7 +12,7 @@ from torch import Tensor
 
 import plait
 from plait.engine import Options, compile_recipe, execute_in_memory
-from plait.engine import _execute as execution
+from plait.engine import _run as execution
 from plait.errors import NonFiniteError
 from plait.kernels import Graph, Traced, Untraceable, build, compiler, source_of
 from plait.kernels import _build as building

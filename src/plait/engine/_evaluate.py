@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from plait.checkpoints import LazyTensor
 from plait.engine._experts import low_rank_of
-from plait.engine._fusion import Fusion, read_as, same_summary
-from plait.engine._hashes import InputHashes, bytes_of
+from plait.engine._finite import check_finite, check_result
+from plait.engine._fusion import Fusion
+from plait.engine._hashes import InputHashes
+from plait.engine._loops import Loops
 from plait.engine._plan import Job, Plan
-from plait.errors import NonFiniteError
+from plait.engine._read import Reader
+from plait.engine._rounds import two_rounds
 from plait.kernels import Bound, Tally, Totals
 from plait.methods import Combiner, Group, Modifier, Sparsifier
 from plait.tensors.factors import Factors, factor
@@ -25,40 +26,6 @@ from plait.tensors.randomness import Draws
 from plait.tensors.streams import Stream
 
 __all__ = ["Evaluator"]
-
-#: elements that are read at a time into a tensor that is seen whole
-_PIECE = 1 << 20
-
-
-class _Buffer:
-    """Bytes at a fixed address."""
-
-    def __init__(self, size: int) -> None:
-        self.array = np.empty(max(size, 1), np.uint8)
-        self.view = memoryview(self.array)  # type: ignore[arg-type]
-        self.address = int(self.array.ctypes.data)
-
-
-class _Scratch(threading.local):
-    """Buffers of one thread, reused from block to block: fresh memory costs more than the arithmetic."""
-
-    def __init__(self) -> None:
-        self.buffers: dict[Any, Tensor] = {}
-        self.raw: dict[int | str, _Buffer] = {}
-
-    def take(self, key: Any, numel: int, dtype: torch.dtype) -> Tensor:
-        """Return a buffer of at least that size, cut to it."""
-        held = self.buffers.get((key, dtype))
-        if held is None or held.numel() < numel or held.numel() > 4 * max(numel, 1 << 16):
-            held = self.buffers[(key, dtype)] = torch.empty(max(numel, 1), dtype=dtype)
-        return held[:numel]
-
-    def buffer(self, slot: int | str, size: int) -> _Buffer:
-        """Return a buffer of at least that many bytes."""
-        held = self.raw.get(slot)
-        if held is None or len(held.view) < size or len(held.view) > 4 * max(size, 1 << 18):
-            held = self.raw[slot] = _Buffer(size)
-        return held
 
 
 class Evaluator:
@@ -79,9 +46,9 @@ class Evaluator:
         factoriser: Callable[[Tensor], Factors] = factor,
         keep: int = 16,
         fused: bool = False,
+        hold: int = 0,
     ) -> None:
         self.plan = plan
-        self.hashes = hashes
         self.device = torch.device(device)
         self.preferred = block
         self.replay = replay
@@ -89,77 +56,26 @@ class Evaluator:
         self.keep = keep
         self.facts: dict[int, list[Any]] = {}
         self.fusion = Fusion(plan) if fused and self.device.type == "cpu" and replay is None else None
-        self._scratch = _Scratch()
+        self._reader = Reader(hashes, self.device, not plan.recipe.allow_nonfinite, hold)
+        self.loops = Loops(self.fusion, self._reader, self._group) if self.fusion is not None else None
         self._tensor_facts: OrderedDict[str, dict[int, list[Any]]] = OrderedDict()
         self._lock = threading.Lock()
         self._job_locks: dict[str, threading.Lock] = {}
-        self._inspected: set[int] = set()
 
-    # --- reading -----------------------------------------------------------------------------------------------
-
-    def _load(self, slot: int, tensor: LazyTensor, start: int, stop: int, compute: torch.dtype) -> Tensor:
-        count = stop - start
-        raw = tensor.read(start, stop, self._scratch.take("raw", count * tensor.dtype.itemsize, torch.uint8))
-        if self.hashes is not None:
-            self.hashes.update(tensor, start, count, bytes_of(raw))
-        values = self._scratch.take(slot, count, compute)
-        values.copy_(raw)
-        if not self.plan.recipe.allow_nonfinite and count:
-            _check_finite(values, tensor, start)
-        return values.to(self.device) if self.device.type != "cpu" else values
-
-    def _stored(self, slot: int, tensor: LazyTensor, start: int, stop: int, note: bool = True) -> int:
-        """Read one block for a kernel, into a buffer of its own; return the buffer's address."""
-        count = stop - start
-        buffer = self._scratch.buffer(slot, count * tensor.dtype.itemsize)
-        view = buffer.view[: count * tensor.dtype.itemsize]
-        tensor.fill(start, stop, view)
-        if self.hashes is not None and note:
-            self.hashes.update(tensor, start, count, view)
-        wanted = read_as(tensor.dtype)
-        if wanted is tensor.dtype:
-            return buffer.address
-        raw = torch.frombuffer(view, dtype=tensor.dtype) if count else torch.empty(0, dtype=tensor.dtype)
-        return self._scratch.take(("wide", slot), count, wanted).copy_(raw).data_ptr()
-
-    def _pieces(self, tensor: LazyTensor) -> Iterator[tuple[int, Tensor]]:
-        for start in range(0, tensor.numel, _PIECE):
-            scratch = self._scratch.take("raw", _PIECE * tensor.dtype.itemsize, torch.uint8)
-            yield start, tensor.read(start, min(start + _PIECE, tensor.numel), scratch)
-
-    def _inspect(self, job: Job) -> None:
-        """Hash and check inputs that will be read several times: once, and before minutes are spent on the first."""
-        for tensor in job.sources:
-            with self._lock:
-                if id(tensor) in self._inspected:
-                    continue
-            for start, raw in self._pieces(tensor):
-                if self.hashes is not None:
-                    self.hashes.update(tensor, start, raw.numel(), bytes_of(raw))
-                if raw.dtype.is_floating_point and not self.plan.recipe.allow_nonfinite:
-                    _check_finite(raw, tensor, start)
-            with self._lock:
-                self._inspected.add(id(tensor))
-
-    def _load_whole(self, tensor: LazyTensor, job: Job) -> Tensor:
-        """Read a whole tensor piece by piece into fresh memory, so that no second copy of it lies beside."""
-        values = torch.empty(tensor.numel, dtype=job.compute, device=self.device)
-        for start, raw in self._pieces(tensor):
-            values[start : start + raw.numel()].copy_(raw)
-        return values.view(job.entry.shape)
+    # --- blocks ------------------------------------------------------------------------------------------------
 
     def _group(self, job: Job, start: int, stop: int) -> Group:
         shape = self._shape(job, stop - start)
         experts: Sequence[Tensor]
         if job.unit == "tensor":
-            self._inspect(job)
-            base = self._load_whole(job.base, job) if job.base is not None else None
+            self._reader.inspect(job)
+            base = self._reader.whole(job.base, job) if job.base is not None else None
             experts = Stream(
-                len(job.experts), lambda i: self._change(self._load_whole(job.experts[i], job), i, job, base)
+                len(job.experts), lambda i: self._change(self._reader.whole(job.experts[i], job), i, job, base)
             )
         else:
-            base = self._load(0, job.base, start, stop, job.compute) if job.base is not None else None
-            loaded = [self._load(i + 1, t, start, stop, job.compute) for i, t in enumerate(job.experts)]
+            base = self._reader.load(0, job.base, start, stop, job.compute) if job.base is not None else None
+            loaded = [self._reader.load(i + 1, t, start, stop, job.compute) for i, t in enumerate(job.experts)]
             experts = tuple(self._change(expert, i, job, base).view(shape) for i, expert in enumerate(loaded))
         return Group(
             job.subject,
@@ -231,8 +147,9 @@ class Evaluator:
         bound = self.kernel(job, step, facts)
         if bound is None or not self.proven(bound, job, step, facts):
             return self._in_blocks(job, step, facts, self.ranges(job))
+        assert self.loops is not None
         totals = Totals(bound) if tally is None else tally.of(bound)
-        self.collect(bound, job, totals, self.ranges(job))
+        self.loops.collect(bound, job, totals, self.ranges(job))
         return totals.fill(bound.tree) if tally is None else None
 
     def _in_blocks(self, job: Job, step: int, facts: dict[int, list[Any]], ranges: Sequence[tuple[int, int]]) -> Any:
@@ -264,51 +181,11 @@ class Evaluator:
         return None if bound is None or bound.kernel.proven is False else bound
 
     def proven(self, bound: Bound, job: Job, step: int, facts: dict[int, list[Any]] | None = None) -> bool:
-        """Compare a survey's kernel with torch on the first block, once."""
-        assert self.fusion is not None
-        if bound.kernel.proven is None:
-            first = self.ranges(job)[:1]
-            trial = Totals(bound)
-            self.collect(bound, job, trial, first, note=False)
-            expected = self._in_blocks(job, step, self.facts_before(job, step) if facts is None else facts, first)
-            bound.kernel.proven = same_summary(trial.fill(bound.tree), expected)
-            if not bound.kernel.proven:
-                self.fusion.differs(job)
-        return bound.kernel.proven
-
-    def collect(
-        self, bound: Bound, job: Job, totals: Totals, ranges: Sequence[tuple[int, int]], note: bool = True
-    ) -> None:
-        """Run a survey's kernel over blocks of a job; `note` whether the inputs' hashes are taken along."""
-        assert self.fusion is not None
-        keys = self.fusion.keys(bound, job)
-        for start, stop in ranges:
-            inputs = [self._stored(i, t, start, stop, note) for i, t in enumerate(job.sources)]
-            if bound.run(inputs, stop - start, None, start, keys, totals, self._space(bound, stop - start)):
-                self._group(job, start, stop)  # names the tensor that is not finite
-
-    def _space(self, bound: Bound, length: int) -> int | None:
-        size = bound.room(length)
-        return self._scratch.buffer("room", size).address if size else None
-
-    def _fused_block(self, bound: Bound, keys: Any, job: Job, start: int, stop: int) -> Tensor | None:
-        """Run a merge's kernel; None where the result is not finite, or not torch's."""
-        assert self.fusion is not None
-        inputs = [self._stored(i, t, start, stop) for i, t in enumerate(job.sources)]
-        written = bound.kernel.output
-        assert written is not None
-        out = self._scratch.take("out", stop - start, written)
-        if bound.run(inputs, stop - start, out.data_ptr(), start, keys, space=self._space(bound, stop - start)):
-            return None
-        result = out if written is job.entry.dtype else out.to(job.entry.dtype)
-        if written is not job.entry.dtype and not _finite(result):
-            return None
-        if bound.kernel.proven is None:
-            bound.kernel.proven = torch.equal(_bits(result), _bits(self._expected(job, start, stop)))
-            if not bound.kernel.proven:
-                self.fusion.differs(job)
-                return None
-        return result
+        """Compare a survey's loop with torch on the first block, once."""
+        assert self.loops is not None
+        known = self.facts_before(job, step) if facts is None and bound.kernel.proven is None else facts or {}
+        first = self.ranges(job)[:1]
+        return self.loops.proven(bound, job, first, lambda: self._in_blocks(job, step, known, first))
 
     def facts_before(self, job: Job, step: int) -> dict[int, list[Any]]:
         """Facts that a step's survey may rely on: the model's, and the tensor's own of the steps before it."""
@@ -323,6 +200,8 @@ class Evaluator:
         ]
         if not wanted or not job.entry.numel:
             return {}
+        if self.fusion is not None:
+            self._reader.hold(job)
         with self._lock:
             lock = self._job_locks.setdefault(job.name, threading.Lock())
         with lock:
@@ -336,29 +215,21 @@ class Evaluator:
                     facts = {**self.facts, **known}
                     both = None
                     if not known[index]:
-                        both = self.two_rounds(job, index)
+                        both = two_rounds(self, [job], index, lambda jobs, work: [work(jobs)], lambda _: None)
                     if both is not None:
                         known[index] += both
                         continue
                     known[index].append(self._total(job, index, facts))
             return {index: known[index] for index in wanted}
 
-    def two_rounds(self, job: Job, step: int) -> tuple[Any, Any] | None:
-        """The first two rounds of one tensor's survey from one pass, where that is possible."""
-        from plait.engine._rounds import two_rounds
-
-        return two_rounds(self, [job], step, lambda jobs, work: [work(jobs)], lambda _: None)
-
     def forget(self, job: Job) -> None:
         """Drop what was kept about one tensor."""
         with self._lock:
             self._tensor_facts.pop(job.name, None)
             self._job_locks.pop(job.name, None)
+        self._reader.release(job)
         if self.fusion is not None:
             self.fusion.forget(job)
-
-    def _expected(self, job: Job, start: int, stop: int) -> Tensor:
-        return self._eager(job, self._tensor_level(job, len(job.methods)) | self.facts, start, stop)
 
     # --- merging -----------------------------------------------------------------------------------------------
 
@@ -382,13 +253,15 @@ class Evaluator:
         if job.copies:
             return lambda start, stop: self._copied(job, start, stop)
         facts = self._tensor_level(job, len(job.methods)) | self.facts
-        bound = self.kernel(job, None, facts)
-        if bound is None or self.fusion is None:
+        bound, loops = self.kernel(job, None, facts), self.loops
+        if bound is None or loops is None:
             return lambda start, stop: self._eager(job, facts, start, stop)
-        loop, keys = bound, self.fusion.keys(bound, job)
+        loop, keys = bound, loops.fusion.keys(bound, job)
 
         def compute(start: int, stop: int) -> Tensor:
-            result = self._fused_block(loop, keys, job, start, stop) if loop.kernel.proven is not False else None
+            result: Tensor | None = None
+            if loop.kernel.proven is not False:
+                result = loops.merged(loop, keys, job, start, stop, lambda: self._eager(job, facts, start, stop))
             return self._eager(job, facts, start, stop) if result is None else result
 
         return compute
@@ -405,20 +278,18 @@ class Evaluator:
         if result.device.type != "cpu":
             result = result.cpu()
         if result.numel() and not self.plan.recipe.allow_nonfinite:
-            _check_result(result, merged, job)
+            check_result(result, merged, job)
         return result
 
     def _copied(self, job: Job, start: int, stop: int) -> Tensor:
         source = job.experts[0]
-        raw = source.read(start, stop)
-        if self.hashes is not None:
-            self.hashes.update(source, start, stop - start, bytes_of(raw))
+        raw = self._reader.raw(source, start, stop)
         strict = raw.dtype.is_floating_point and raw.numel() and not self.plan.recipe.allow_nonfinite
         if strict:
-            _check_finite(raw, source, start)
+            check_finite(raw, source, start)
         result = raw.to(job.entry.dtype)
         if strict:
-            _check_result(result, raw, job)
+            check_result(result, raw, job)
         return result
 
     def whole(self, job: Job) -> Tensor:
@@ -428,39 +299,3 @@ class Evaluator:
         for start, stop in self.ranges(job):
             result[start:stop] = compute(start, stop)
         return result
-
-
-def _bits(values: Tensor) -> Tensor:
-    return values.contiguous().view(torch.uint8)
-
-
-def _finite(values: Tensor) -> bool:
-    low, high = torch.aminmax(values)
-    return bool(torch.isfinite(low) & torch.isfinite(high))
-
-
-def _check_finite(values: Tensor, tensor: LazyTensor, start: int) -> None:
-    if _finite(values):
-        return
-    bad = ~torch.isfinite(values)
-    index = start + int(bad.to(torch.uint8).argmax())
-    kind = "NaN" if bool(torch.isnan(values).any()) else "infinity"
-    raise NonFiniteError(
-        f"tensor {tensor.name!r} in {tensor.source} holds {kind}: {int(bad.sum())} of the values read so far, the "
-        f"first at flat index {index}. The model is damaged; use another, or set allow_nonfinite: true to merge it "
-        "as it is."
-    )
-
-
-def _check_result(result: Tensor, merged: Tensor, job: Job) -> None:
-    if _finite(result):
-        return
-    if _finite(merged):
-        raise NonFiniteError(
-            f"tensor {job.name!r} does not fit into {job.entry.dtype}: its values reach "
-            f"{float(merged.abs().max()):.4g}. Choose dtype: bfloat16 or float32."
-        )
-    raise NonFiniteError(
-        f"merging tensor {job.name!r} gave NaN or infinity although its inputs are finite; check the weights and "
-        "parameters, or set allow_nonfinite: true."
-    )

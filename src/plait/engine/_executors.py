@@ -6,60 +6,19 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from plait.engine._options import Options
+from plait.engine._output import GrowingOutput
 from plait.engine._plan import Job, Plan
+from plait.engine._remote_output import RemoteOutput
 from plait.engine._rounds import two_rounds
+from plait.engine._run import Run
 from plait.engine._scheduler import Bundle, bundles, each, pool
+from plait.engine._workers import Finished, Workers
 from plait.kernels import Tally
 
-if TYPE_CHECKING:
-    from plait.engine._execute import Run
-    from plait.engine._output import GrowingOutput
-    from plait.engine._remote_output import RemoteOutput
-
-__all__ = ["Executor", "Finished", "ThreadWorkers", "Threads", "Workers"]
-
-
-@dataclass(frozen=True)
-class Finished:
-    """One output tensor whose bytes are in place.
-
-    Attributes:
-        job: what was done.
-        digest: hash of its bytes.
-        inputs: hash of each tensor on disk that it depends on, in the order of `Run.leaves`.
-    """
-
-    job: Job
-    digest: str
-    inputs: Sequence[str]
-
-
-class Workers(Protocol):
-    """What an executor offers while a plan runs. Results come in any order; the first error ends the work."""
-
-    def survey(self, index: int, step: int, jobs: Sequence[Job]) -> Iterator[Any]:
-        """Yield partial totals of one survey round, which add up to the whole in any grouping.
-
-        Args:
-            index: which of the run's evaluators: nested plans come first.
-            step: which step of its chain is surveyed.
-            jobs: the jobs that take part.
-        """
-        ...
-
-    def two_rounds(self, index: int, step: int, jobs: Sequence[Job]) -> tuple[Any, Any] | None:
-        """Return the totals of the first two rounds of a step's survey from one pass, or None where that cannot be."""
-        ...
-
-    def merge(
-        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Finished], None]
-    ) -> None:
-        """Write the tensors of all jobs into the output; tell of each, from any thread, when its bytes are in place."""
-        ...
+__all__ = ["Executor", "ThreadWorkers", "Threads"]
 
 
 class Executor(Protocol):

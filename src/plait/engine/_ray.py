@@ -11,17 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from plait._versions import versions
 from plait.checkpoints import Shard
-from plait.engine._executors import Finished, Workers
 from plait.engine._options import Options
 from plait.engine._plan import Job, Plan
 from plait.engine._ray_tasks import Spec, make_shard, stamps_of, survey_bundle
 from plait.engine._scheduler import INTERPRETER
+from plait.engine._workers import Finished, Workers
 from plait.errors import ClusterError, MemoryBudgetError, MissingExtraError, PlaitError, RecipeError
 
 if TYPE_CHECKING:
-    from plait.engine._execute import Run
     from plait.engine._output import GrowingOutput
     from plait.engine._remote_output import RemoteOutput
+    from plait.engine._run import Run
 
 __all__ = ["RayExecutor"]
 

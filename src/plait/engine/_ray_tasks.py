@@ -13,10 +13,10 @@ from typing import Any
 
 from plait._versions import versions
 from plait.engine._compile import compile_recipe
-from plait.engine._execute import Run
 from plait.engine._executors import ThreadWorkers
 from plait.engine._options import Options, Silent
 from plait.engine._plan import Job, Plan
+from plait.engine._run import Run
 from plait.engine._scheduler import Bundle, bundles, each, pool
 from plait.engine._shard_file import ShardFile, Sink
 from plait.errors import ClusterError, PlaitError

@@ -6,12 +6,12 @@ import operator
 from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from plait.engine._evaluate import Evaluator
-from plait.engine._fusion import read_as
+from plait.engine._fusion import Fusion, read_as
+from plait.engine._loops import Loops
 from plait.engine._plan import Job
 from plait.engine._speculate import Aim, aim, enlarged, hit, windowed
 from plait.kernels import Bound, Graph, Tally, Untraceable, fill
@@ -21,6 +21,22 @@ __all__ = ["two_rounds"]
 
 #: calls a function on pieces of the jobs, on as many workers as there are, and gives what it returns
 Spread = Callable[[Sequence[Job], Callable[[Sequence[Job]], Any]], Iterable[Any]]
+
+
+class Surveyor(Protocol):
+    """What the rounds need of an evaluator."""
+
+    facts: dict[int, list[Any]]
+    fusion: Fusion | None
+    loops: Loops | None
+
+    def chained(self, job: Job, /) -> bool: ...
+    def facts_before(self, job: Job, step: int, /) -> dict[int, list[Any]]: ...
+    def surveyed(self, job: Job, group: Any, facts: dict[int, list[Any]], step: int, /) -> Any: ...
+    def kernel(self, job: Job, step: int | None, facts: dict[int, list[Any]], /) -> Bound | None: ...
+    def proven(self, bound: Bound, job: Job, step: int, /) -> bool: ...
+    def ranges(self, job: Job, /) -> list[tuple[int, int]]: ...
+
 
 _CHUNK = 1 << 14
 _SHARE = 32  # one in so many elements is sampled …
@@ -35,7 +51,7 @@ class _NotHereError(Exception):
 class _Rounds:
     """The first two rounds of one step's survey."""
 
-    def __init__(self, evaluator: Evaluator, jobs: Sequence[Job], step: int) -> None:
+    def __init__(self, evaluator: Surveyor, jobs: Sequence[Job], step: int) -> None:
         self.evaluator = evaluator
         self.jobs = jobs
         self.step = step
@@ -70,7 +86,8 @@ class _Rounds:
             if ranges:
                 if not self.evaluator.proven(bound, job, self.step):
                     raise _NotHereError
-                self.evaluator.collect(bound, job, tally.of(bound), ranges, note=False)
+                assert self.evaluator.loops is not None
+                self.evaluator.loops.collect(bound, job, tally.of(bound), ranges, note=False)
                 counted += sum(stop - start for start, stop in ranges)
         return counted
 
@@ -85,7 +102,8 @@ class _Rounds:
         """Count inside the windows."""
         for job in jobs:
             bound = self._windows(job, aims)
-            self.evaluator.collect(bound, job, tally.of(bound), self.evaluator.ranges(job))
+            assert self.evaluator.loops is not None
+            self.evaluator.loops.collect(bound, job, tally.of(bound), self.evaluator.ranges(job))
             done(job)
 
     def _windows(self, job: Job, aims: Sequence[Aim]) -> Bound:
@@ -128,7 +146,7 @@ class _Rounds:
 
 
 def two_rounds(
-    evaluator: Evaluator, jobs: Sequence[Job], step: int, spread: Spread, done: Callable[[Job], None]
+    evaluator: Surveyor, jobs: Sequence[Job], step: int, spread: Spread, done: Callable[[Job], None]
 ) -> tuple[Any, Any] | None:
     """Return the totals of the first two rounds of a step's survey from one pass; None if they must be run apart.
 

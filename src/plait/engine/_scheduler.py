@@ -11,15 +11,28 @@ from typing import Any
 
 import torch
 
+from plait.engine._fusion import read_as
 from plait.engine._options import Options
 from plait.engine._plan import Job, Plan
 from plait.errors import MemoryBudgetError
 
-__all__ = ["Bundle", "bundles", "check_memory", "each", "pool", "resident_memory"]
+__all__ = [
+    "Bundle",
+    "bundles",
+    "check_memory",
+    "each",
+    "hold_limit",
+    "holdable",
+    "input_bytes",
+    "pool",
+    "resident_memory",
+]
 
 
 #: elements from which a tensor is started first; elements and tensors of a bundle of small ones
 _LARGE, _BUNDLE, _MOST = 1 << 25, 1 << 18, 256
+#: bytes of inputs that a thread keeps, at most, from the survey of a tensor to its merge
+_HOLD = 40 << 20
 
 
 class _Budget:
@@ -66,7 +79,27 @@ INTERPRETER = 260 << 20
 
 def resident_memory(plan: Plan, options: Options) -> int:
     """Predict the peak of the process: the interpreter and the tensors in flight."""
-    return INTERPRETER + plan.memory(check_memory(plan, options), options.threads, options.memory)
+    block = check_memory(plan, options)
+    limit = hold_limit(plan, options, block)
+    kept = max((n for job in plan.jobs if holdable(job) and (n := input_bytes(job)) <= limit), default=0)
+    return INTERPRETER + plan.memory(block, options.threads, options.memory) + options.threads * kept
+
+
+def input_bytes(job: Job) -> int:
+    """Bytes of all inputs of a job, as they are stored."""
+    return sum(source.nbytes for source in job.sources)
+
+
+def holdable(job: Job) -> bool:
+    """Whether a tensor is surveyed by itself, by loops that read what is stored: then it pays to keep its inputs."""
+    surveyed = any(m.rounds and m.survey_scope == "tensor" for m in job.methods) and job.unit != "tensor"
+    return surveyed and all(read_as(source.dtype) is source.dtype for source in job.sources)
+
+
+def hold_limit(plan: Plan, options: Options, block: int) -> int:
+    """Bytes of inputs that each thread may keep beside what its blocks take, within the budget."""
+    flowing = max((job.memory(block) for job in plan.jobs), default=0)
+    return max(0, min(_HOLD, options.memory // options.threads - flowing))
 
 
 @contextmanager

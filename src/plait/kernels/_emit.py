@@ -22,8 +22,8 @@ def _kept(graph: Graph) -> list[int]:
 
 def _opening(graph: Graph, live: list[bool]) -> list[str]:
     lines = [
-        "int run(const void *const *in, void *out, const double *numbers, const int64_t *integers, const uint64_t *keys,",
-        "        int64_t n, int64_t offset, void *const *sinks, int64_t row, void *room) {",
+        "int run(const void *const *in, void *out, const double *numbers, const int64_t *integers,",
+        "        const uint64_t *keys, int64_t n, int64_t offset, void *const *sinks, int64_t row, void *room) {",
         "    uint32_t bad_in = 0, bad_out = 0;",
     ]
     for node in (node for i, node in enumerate(graph.nodes) if node.op == "number" and live[i]):

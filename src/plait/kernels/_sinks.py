@@ -78,7 +78,7 @@ def collect(number: int, kind: str, args: tuple[int, ...]) -> list[str]:
 
 
 def collect_sums(sinks: list[tuple[int, str, tuple[int, ...]]]) -> list[str]:
-    """Add one tile to all sums in float64, in rows of LANES: an order of its own that `plait.tensors.sums` keeps too."""
+    """Add one tile to all sums in float64, in rows of LANES: the order that `plait.tensors.sums` keeps too."""
     if not sinks:
         return []
     nodes = sorted({i for _, _, args in sinks for i in args})

@@ -23,7 +23,7 @@ def relative_ranks(values: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
 
 @rowwise("row_places")
 def row_places(values: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
-    """Number of entries of its row that stand before each one in ascending order of magnitude, equal ones by position."""
+    """How many entries of its row stand before each in ascending order of magnitude, equal ones by position."""
     order = values.abs().argsort(dim=-1, stable=True)
     steps = torch.arange(values.shape[-1], dtype=values.dtype, device=values.device).expand_as(values)
     return torch.empty_like(values).scatter_(-1, order, steps)
