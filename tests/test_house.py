@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "methods": {"tensors"},
     "recipes": {"methods", "architectures"},
     "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
+    "adapters": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
     "tuning": {"engine", "methods"},
     "reports": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }

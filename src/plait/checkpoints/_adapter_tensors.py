@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from plait.checkpoints._base import LazyTensor
 
 __all__ = [
     "AdaptedTensor",
+    "DifferenceTensor",
     "DoraTensor",
     "FactorStore",
     "LowRankTensor",
@@ -87,6 +88,10 @@ class LowRankTensor(_Derived):
         stack: number of products side by side: the experts of a fused tensor.
         kept: dtype that a result on this tensor should have.
         store: where factors are kept for the next block.
+
+    Attributes:
+        module: the module as the adapter calls it.
+        kind: how the adapter keeps its factors.
     """
 
     space: ClassVar[str] = "delta"
@@ -109,6 +114,10 @@ class LowRankTensor(_Derived):
         self.a, self.b = a, b
         self.scale, self.swap, self.stack = scale, swap, stack
         self.rank = a.shape[0] // stack
+        self.module = ""
+        self.kind: Literal["linear", "transposed", "embedding", "convolution"] = (
+            "convolution" if len(shape) > 2 else "transposed" if swap else "linear"
+        )
         self._store = store or FactorStore()
         self.nbytes = a.nbytes + b.nbytes  # what is read for it
 
@@ -223,6 +232,33 @@ class ScaledTensor(_Derived):
         """Multiply."""
         del scratch
         return self.tensor.read(start, stop).float() * self.scale
+
+
+class DifferenceTensor(_Derived):
+    """What a weight differs from another by, in float32."""
+
+    space: ClassVar[str] = "delta"
+
+    def __init__(self, weight: LazyTensor, base: LazyTensor) -> None:
+        dtype = torch.promote_types(torch.promote_types(weight.dtype, base.dtype), torch.float32)
+        super().__init__(weight.name, weight.shape, dtype, weight.source, base.kept)
+        self.weight, self.base = weight, base
+        self.nbytes = weight.nbytes + base.nbytes
+
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """What lies on disk of both."""
+        return (*self.weight.parts, *self.base.parts)
+
+    def memory(self, block: int) -> int:
+        """Both in their own dtypes."""
+        own = block * (self.weight.dtype.itemsize + self.base.dtype.itemsize + 4)
+        return own + self.weight.memory(block) + self.base.memory(block)
+
+    def read(self, start: int = 0, stop: int | None = None, scratch: Tensor | None = None) -> Tensor:
+        """Subtract."""
+        values = self.weight.read(start, stop).to(self.dtype, copy=True)
+        return values.sub_(self.base.read(start, stop, scratch))
 
 
 class AdaptedTensor(_Derived):

@@ -129,7 +129,7 @@ class Evaluator:
 
     def _inspect(self, job: Job) -> None:
         """Hash and check inputs that will be read several times: once, and before minutes are spent on the first."""
-        for tensor in job.sources:
+        for tensor in (part for source in job.sources for part in source.parts):
             with self._lock:
                 if id(tensor) in self._inspected:
                     continue
@@ -171,7 +171,7 @@ class Evaluator:
             draws=Draws(self.plan.recipe.seed, job.name, self.replay),
             factoriser=self.factoriser,
             given_deltas=job.deltas,
-            low_rank=low_rank_of(job, self.device) if job.unit == "tensor" else None,
+            low_rank=low_rank_of(job, self.device) if job.unit == "tensor" and len(shape) == 2 else None,
             exact=all(tensor.space == "delta" for tensor in job.experts),
         )
 

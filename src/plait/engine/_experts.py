@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from plait.checkpoints import Checkpoint, LazyTensor, adapted, read_adapter
+from plait.checkpoints import Checkpoint, LazyTensor, adapted, changes_alone, read_adapter
 from plait.engine._plan import Job
 from plait.errors import RecipeError
 from plait.recipes import Chain, Recipe, Source
@@ -47,6 +47,9 @@ def open_experts(
             file = model(adapter, name)
             if file.adapter is None:
                 raise RecipeError(f"{where}{file.label} holds no adapter.")
+        if on is None and source.recipe.output is not None:
+            found[name] = changes_alone(read_adapter(file))
+            continue
         if on is None:
             raise RecipeError(
                 f"{where}{file.label} is an adapter, which changes a model and is none: name `base:`, or write "
@@ -54,7 +57,8 @@ def open_experts(
             )
         if on.adapter is not None:
             raise RecipeError(f"{where}{on.label} is an adapter; another cannot stand on it. Name the model instead.")
-        changes = on is base and chain.needs_base
+        alone = source.recipe.output is not None and all(step.cls.translates for step in chain.steps)
+        changes = on is base and (chain.needs_base or alone)
         found[name] = adapted(read_adapter(file), on, "delta" if changes else "weight")
     return found
 
@@ -80,8 +84,8 @@ def untouched(tensor: LazyTensor) -> bool:
 
 
 def low_rank_of(job: Job, device: torch.device) -> tuple[LowRank, ...] | None:
-    """The changes of a matrix by their factors, if each expert's is known so."""
-    if len(job.entry.shape) != 2 or not job.deltas:
+    """The changes of a matrix (or a convolution) by their factors, if each expert's is known so."""
+    if not job.deltas or len(job.entry.shape) < 2:
         return None
     found: list[Any] = [tensor.factors() for tensor in job.experts]
     if any(pair is None for pair in found):
