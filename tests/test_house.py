@@ -23,7 +23,7 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
     "adapters": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
     "tuning": {"engine", "methods"},
-    "reports": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
+    "reports": {"adapters", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}
 EVERYWHERE = {"errors", "_versions", "plait"}

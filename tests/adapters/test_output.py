@@ -125,6 +125,15 @@ def test_the_base_is_not_read(tmp_path: Path) -> None:
         assert manifest["inputs"]["base"]["tensors"] == reads, method
 
 
+def test_an_adapter_can_be_reproduced(tmp_path: Path) -> None:
+    """From its provenance, tensor by tensor."""
+    _, folders, _ = family(tmp_path)
+    plait.merge({"method": "ties", "experts": folders, "output": {"rank": 3}, "dtype": "bfloat16"}, tmp_path / "out")
+    assert plait.reproduce(tmp_path / "out").identical
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "library_name: peft" in card and "base_model_relation: adapter" in card
+
+
 def test_vllm_gets_one_rank_that_it_has_kernels_for(tmp_path: Path) -> None:
     """Padded with zeros: the change stays what it is."""
     _, folders, _ = family(tmp_path)

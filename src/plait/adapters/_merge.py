@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import xxhash
 
 from plait.adapters._write import Kind, Piece, write_adapter
 from plait.checkpoints import LowRankTensor, is_url, local_path, parse_dtype
@@ -30,7 +29,7 @@ from plait.engine import (
 )
 from plait.errors import NonFiniteError, OutputError
 from plait.tensors.factors import factor
-from plait.tensors.lowrank import LowRank, choose_rank, from_svd
+from plait.tensors.lowrank import choose_rank, from_svd
 from plait.tensors.spectral import SVD
 
 __all__ = ["AdapterResult", "Kept", "merge_adapter"]
@@ -90,11 +89,9 @@ def merge_adapter(
             pass
     ordered = [pieces[job.name] for job in plan.jobs]
     kept = {piece.module: kept[piece.module] for piece in ordered}
-    # every tensor of the result by the hash of its factors
-    digests = {job.name: _digest(pieces[job.name].factors) for job in plan.jobs}
-    result = AdapterResult(digests, run.input_digests(), kept=kept)
+    inputs = run.input_digests()
     asked = plan.recipe.output
-    write_adapter(
+    digests = write_adapter(
         ordered,
         out,
         base=_base_name(plan),
@@ -102,10 +99,10 @@ def merge_adapter(
         dtype=parse_dtype(plan.recipe.dtype) if plan.recipe.dtype else torch.float32,
         target=asked.for_,
         overwrite=options.overwrite,
-        files=describe(plan, result) if describe is not None else None,
+        describe=(lambda found: describe(plan, Result(found, inputs))) if describe is not None else None,
         fingerprint=plan.fingerprint(options.device),
     )
-    return result
+    return AdapterResult(digests, inputs, kept=kept)
 
 
 def _check_free(out: Path | str, options: Options) -> None:
@@ -150,13 +147,6 @@ def _place(job: Job) -> tuple[str, Kind]:
     if job.role.kind == "embedding" and len(job.entry.shape) == 2:
         kind = "embedding"
     return job.name.removesuffix(".weight"), kind
-
-
-def _digest(factors: LowRank) -> str:
-    state = xxhash.xxh3_128()
-    for part in (factors.b, factors.a):
-        state.update(part.contiguous().numpy().tobytes())
-    return state.hexdigest()
 
 
 def _base_name(plan: Plan) -> str | None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import xxhash
 from torch import Tensor
 
 from plait.checkpoints import Entry, Layout, Shard, is_url, local_path
@@ -133,9 +134,9 @@ def write_adapter(
     dtype: torch.dtype = torch.float32,
     target: Literal["vllm"] | None = None,
     overwrite: bool = False,
-    files: Mapping[str, bytes] | None = None,
+    describe: Callable[[Mapping[str, str]], Mapping[str, bytes]] | None = None,
     fingerprint: str = "",
-) -> dict[str, Any]:
+) -> dict[str, str]:
     """Write an adapter folder; it appears only when it is complete.
 
     Args:
@@ -146,11 +147,11 @@ def write_adapter(
         dtype: of the factors.
         target: whose limits are kept.
         overwrite: replace an existing output.
-        files: further small files.
+        describe: gives further small files, once the hash of every tensor is known.
         fingerprint: what tells one run from another.
 
     Returns:
-        The configuration that was written.
+        Tensor of the file → hash of its bytes.
 
     Raises:
         OutputError: as for a model; for a URL.
@@ -175,8 +176,16 @@ def write_adapter(
         for name, tensor in tensors.items():
             output.write(name, 0, tensor.reshape(-1))
         text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-        output.finish({"adapter_config.json": text.encode(), **(files or {})})
+        digests = {name: hash_of(tensor) for name, tensor in tensors.items()}
+        more = describe(digests) if describe is not None else {}
+        output.finish({"adapter_config.json": text.encode(), **more})
     except BaseException:
         output.abandon(keep=False)
         raise
-    return config
+    return digests
+
+
+def hash_of(tensor: Tensor) -> str:
+    """Hash the bytes of a tensor, as they are written."""
+    flat: Any = tensor.contiguous().view(-1).view(torch.uint8).numpy()
+    return xxhash.xxh3_128_hexdigest(memoryview(flat))

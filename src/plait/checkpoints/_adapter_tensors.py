@@ -6,6 +6,7 @@ when it is read. It is computed in tiles of fixed rows, so that its bits do not 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from math import prod
@@ -132,7 +133,7 @@ class LowRankTensor(_Derived):
         return 2 * (self.a.numel + self.b.numel) * self.dtype.itemsize + 2 * (_TILE + self.width) * self.dtype.itemsize
 
     def read_factors(self) -> tuple[Tensor, Tensor]:
-        """Read L (stack, m, r) with the scale folded in, and R (stack, r, n)."""
+        """Read L (stack, m, r) and R (stack, r, n), the scale folded in."""
         a, b = self.a.load().to(self.dtype), self.b.load().to(self.dtype)
         if self.stack == 1:
             rank = a.shape[0]
@@ -140,7 +141,8 @@ class LowRankTensor(_Derived):
         else:  # PEFT lays the experts' ranks one after another in A, and side by side in B
             a = a.reshape(self.stack, -1, a.shape[-1])
             b = b.reshape(b.shape[0], -1, self.stack).permute(2, 0, 1)
-        b = b * self.scale
+        root = abs(self.scale) ** 0.5  # on both sides, so that neither factor is the larger by the scale alone
+        a, b = a * root, b * math.copysign(root, self.scale)
         left, right = (a.mT, b.mT) if self.swap else (b, a)
         return left.contiguous(), right.contiguous()
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from plait.checkpoints import Checkpoint, DifferenceTensor, LazyTensor, LowRankTensor, ZeroTensor
-from plait.engine._experts import low_rank_of, untouched
+from plait.checkpoints import Checkpoint, DifferenceTensor, LazyTensor, ZeroTensor
+from plait.engine._experts import by_factors, low_rank_of, untouched
 from plait.engine._plan import Job, Plan
 from plait.errors import RecipeError, shorten
 from plait.methods import Combiner, Group
@@ -107,8 +107,7 @@ def as_adapter(plan: Plan) -> Plan:
 
 
 def _factored(job: Job) -> Job:
-    known = job.deltas and all(isinstance(tensor, LowRankTensor | ZeroTensor) for tensor in job.experts)
-    known = known and all(getattr(tensor, "stack", 1) == 1 for tensor in job.experts)
+    known = job.deltas and all(by_factors(tensor) for tensor in job.experts)
     (only, *others) = job.methods or (None,)
     if not known or others or not isinstance(only, Combiner) or not only.factored(job.subject):
         return job

@@ -14,7 +14,7 @@ from torch import Tensor
 from plait.architectures import Role, roles_of
 from plait.checkpoints import Checkpoint, Entry, Layout, LazyTensor, is_float, output_config, parse_dtype, promote
 from plait.engine._changes import as_adapter, only_changes
-from plait.engine._experts import open_experts, untouched
+from plait.engine._experts import check_factors, open_experts, untouched
 from plait.engine._plan import Job, Plan
 from plait.engine._slices import stack_slices
 from plait.errors import IncompatibleModelsError, RecipeError, shorten, suggest
@@ -311,6 +311,7 @@ def _merge(
     methods = tuple(step.at(name, role, experts) for step in chain.steps)
     weights = chain.weights_at(name, role)
     sources = tuple(tensors[key] for key in experts)
+    check_factors(methods, name, tensors)
     if all(method.copies for method in methods):
         return _copy(sources[0], name, role, entry.dtype, experts[0])
     for method in methods:

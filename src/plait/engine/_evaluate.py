@@ -171,7 +171,7 @@ class Evaluator:
             draws=Draws(self.plan.recipe.seed, job.name, self.replay),
             factoriser=self.factoriser,
             given_deltas=job.deltas,
-            low_rank=low_rank_of(job, self.device) if job.unit == "tensor" and len(shape) == 2 else None,
+            low_rank=low_rank_of(job, self.device) if job.unit == "tensor" else None,
             exact=all(tensor.space == "delta" for tensor in job.experts),
         )
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from plait.checkpoints import Checkpoint, LazyTensor, adapted, changes_alone, read_adapter
+from plait.checkpoints import Checkpoint, LazyTensor, LowRankTensor, ZeroTensor, adapted, changes_alone, read_adapter
 from plait.engine._plan import Job
 from plait.errors import RecipeError
+from plait.methods import Method
 from plait.recipes import Chain, Recipe, Source
 from plait.tensors.lowrank import LowRank
 
-__all__ = ["low_rank_of", "open_experts", "untouched"]
+__all__ = ["by_factors", "check_factors", "low_rank_of", "open_experts", "untouched"]
 
 
 def open_experts(
@@ -81,6 +82,28 @@ def _exists(path: Path) -> bool:
 def untouched(tensor: LazyTensor) -> bool:
     """Whether a tensor is a change of nothing."""
     return tensor.space == "delta" and not tensor.parts
+
+
+def by_factors(tensor: LazyTensor) -> bool:
+    """Whether a tensor is a change that is known by two factors."""
+    return isinstance(tensor, ZeroTensor) or (isinstance(tensor, LowRankTensor) and tensor.stack == 1)
+
+
+def check_factors(methods: Sequence[Method], name: str, tensors: Mapping[str, LazyTensor]) -> None:
+    """Refuse experts that are no adapters for methods that merge adapters.
+
+    Raises:
+        RecipeError: naming the method, the tensor and the expert.
+    """
+    owners = [method.name for method in methods if method.adapters_only]
+    wrong = [k for k, t in tensors.items() if k != "base" and len(t.shape) > 1 and not by_factors(t)]
+    if owners and wrong:
+        raise RecipeError(
+            f"{owners[0]!r} merges the factors of adapters, but {name} of {wrong[0]!r} "
+            f"({tensors[wrong[0]].source}) has none. Make an adapter of a full model with `plait adapter extract`."
+        )
+    if owners and len(methods) > 1:
+        raise RecipeError(f"{owners[0]!r} merges the factors of adapters, which other steps do not keep: use it alone.")
 
 
 def low_rank_of(job: Job, device: torch.device) -> tuple[LowRank, ...] | None:
