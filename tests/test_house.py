@@ -23,8 +23,9 @@ ROOMS: dict[str, set[str]] = {
     "recipes": {"methods", "architectures"},
     "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
     "evaluation": {"checkpoints"},
+    "adapters": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
     "tuning": {"engine", "evaluation", "methods"},
-    "reports": {"security", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
+    "reports": {"adapters", "security", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}
 EVERYWHERE = {"errors", "_versions", "plait"}

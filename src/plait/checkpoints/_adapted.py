@@ -86,7 +86,9 @@ def changes_alone(adapter: Adapter) -> Checkpoint:
         shape = shape[::-1] if swap else shape
         kept = torch.promote_types(a.dtype, b.dtype)
         target = f"{name}.weight"
-        tensors[target] = LowRankTensor(target, shape, a, b, module.scale, swap=swap, kept=kept, store=store)
+        change = LowRankTensor(target, shape, a, b, module.scale, swap=swap, kept=kept, store=store)
+        change.module, change.kind = name, "embedding" if module.embedding else change.kind
+        tensors[target] = change
         if "bias" in module.parts:
             tensors[f"{name}.bias"] = ScaledTensor(f"{name}.bias", module.parts["bias"], module.scale, kept)
     return Checkpoint(
@@ -171,6 +173,7 @@ class _Maker:
         change = LowRankTensor(
             target, weight.shape, a, b, scale, swap=swap, stack=stack, kept=weight.kept, store=self.store
         )
+        change.module, change.kind = name, "embedding" if module.embedding else change.kind
         found: dict[str, LazyTensor] = {target: self._applied(module, name, weight, change, swap)}
         if "bias" in module.parts:
             bias = f"{place}.bias"

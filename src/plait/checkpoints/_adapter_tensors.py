@@ -6,10 +6,11 @@ when it is read. It is computed in tiles of fixed rows, so that its bits do not 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from plait.checkpoints._base import LazyTensor
 
 __all__ = [
     "AdaptedTensor",
+    "DifferenceTensor",
     "DoraTensor",
     "FactorStore",
     "LowRankTensor",
@@ -87,6 +89,10 @@ class LowRankTensor(_Derived):
         stack: number of products side by side: the experts of a fused tensor.
         kept: dtype that a result on this tensor should have.
         store: where factors are kept for the next block.
+
+    Attributes:
+        module: the module as the adapter calls it.
+        kind: how the adapter keeps its factors.
     """
 
     space: ClassVar[str] = "delta"
@@ -109,6 +115,10 @@ class LowRankTensor(_Derived):
         self.a, self.b = a, b
         self.scale, self.swap, self.stack = scale, swap, stack
         self.rank = a.shape[0] // stack
+        self.module = ""
+        self.kind: Literal["linear", "transposed", "embedding", "convolution"] = (
+            "convolution" if len(shape) > 2 else "transposed" if swap else "linear"
+        )
         self._store = store or FactorStore()
         self.nbytes = a.nbytes + b.nbytes  # what is read for it
 
@@ -123,7 +133,7 @@ class LowRankTensor(_Derived):
         return 2 * (self.a.numel + self.b.numel) * self.dtype.itemsize + 2 * (_TILE + self.width) * self.dtype.itemsize
 
     def read_factors(self) -> tuple[Tensor, Tensor]:
-        """Read L (stack, m, r) with the scale folded in, and R (stack, r, n)."""
+        """Read L (stack, m, r) and R (stack, r, n), the scale folded in."""
         a, b = self.a.load().to(self.dtype), self.b.load().to(self.dtype)
         if self.stack == 1:
             rank = a.shape[0]
@@ -131,7 +141,8 @@ class LowRankTensor(_Derived):
         else:  # PEFT lays the experts' ranks one after another in A, and side by side in B
             a = a.reshape(self.stack, -1, a.shape[-1])
             b = b.reshape(b.shape[0], -1, self.stack).permute(2, 0, 1)
-        b = b * self.scale
+        root = abs(self.scale) ** 0.5  # on both sides, so that neither factor is the larger by the scale alone
+        a, b = a * root, b * math.copysign(root, self.scale)
         left, right = (a.mT, b.mT) if self.swap else (b, a)
         return left.contiguous(), right.contiguous()
 
@@ -223,6 +234,33 @@ class ScaledTensor(_Derived):
         """Multiply."""
         del scratch
         return self.tensor.read(start, stop).float() * self.scale
+
+
+class DifferenceTensor(_Derived):
+    """What a weight differs from another by, in float32."""
+
+    space: ClassVar[str] = "delta"
+
+    def __init__(self, weight: LazyTensor, base: LazyTensor) -> None:
+        dtype = torch.promote_types(torch.promote_types(weight.dtype, base.dtype), torch.float32)
+        super().__init__(weight.name, weight.shape, dtype, weight.source, base.kept)
+        self.weight, self.base = weight, base
+        self.nbytes = weight.nbytes + base.nbytes
+
+    @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """What lies on disk of both."""
+        return (*self.weight.parts, *self.base.parts)
+
+    def memory(self, block: int) -> int:
+        """Both in their own dtypes."""
+        own = block * (self.weight.dtype.itemsize + self.base.dtype.itemsize + 4)
+        return own + self.weight.memory(block) + self.base.memory(block)
+
+    def read(self, start: int = 0, stop: int | None = None, scratch: Tensor | None = None) -> Tensor:
+        """Subtract."""
+        values = self.weight.read(start, stop).to(self.dtype, copy=True)
+        return values.sub_(self.base.read(start, stop, scratch))
 
 
 class AdaptedTensor(_Derived):

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from plait.errors import RecipeError
-from plait.methods._contract import Combiner, Group, Paper
+from plait.methods._contract import Combiner, Group, Paper, Subject
 from plait.methods._parameters import Doc, Fraction, NonNegative, NonNegativeInt, PerExpert, PositiveInt, Real
+from plait.tensors.lowrank import LowRank, concatenate
 
 __all__ = ["COMPOSITIONS", "Ema", "Lawa", "Mwa", "Swa"]
 
@@ -39,6 +40,16 @@ class _Trajectory(Combiner):
             if share:
                 total.add_(expert, alpha=share)
         return total.to(group.experts[0].dtype)
+
+    def factored(self, subject: Subject) -> bool:
+        """Sums of products are products of stacked factors."""
+        del subject
+        return True
+
+    def merge_low_rank(self, group: Group) -> LowRank:
+        """Concatenate the factors: the average of the products."""
+        assert group.low_rank is not None
+        return concatenate(group.low_rank, self.shares(group.count))
 
 
 @dataclass(frozen=True, kw_only=True)

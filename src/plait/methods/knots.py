@@ -12,6 +12,7 @@ from plait.methods._core import Inner, merge_cores, trim_below, trim_whole
 from plait.methods._parameters import Density, Doc, NonNegative
 from plait.methods._spectral import SpectralCombiner, weighted_deltas
 from plait.methods._trim import ROUNDS, survey_thresholds, thresholds
+from plait.tensors.lowrank import LowRank, common_basis
 from plait.tensors.streams import Stream
 from plait.tensors.tied import Tied, tie
 
@@ -41,6 +42,7 @@ class Knots(SpectralCombiner):
         "Model Merging with SVD to Tie the KnOTS", "Stoica et al.", 2025, "2410.19735", "gstoica27/KnOTS"
     )
     identity: ClassVar[Any] = {"density": 1.0}
+    by_factors: ClassVar[bool] = True
 
     inner: Annotated[Inner, Doc("how coordinates merge")] = "ties"
     density: Annotated[Density, Doc("fraction of coordinates each expert keeps, for ties")] = 0.2
@@ -78,22 +80,37 @@ class Knots(SpectralCombiner):
         cores = Stream(group.count, tied.coordinates)
         return tied, cores if self.coordinates == "scaled" else cores.map(lambda core: core.div_(tied.values[:, None]))
 
+    def _low_rank(self, group: Group) -> tuple[Tensor, Stream]:
+        """The same for adapters, from their factors; without singular values in the coordinates, the basis has them."""
+        assert group.low_rank is not None
+        basis, values, cores = common_basis(group.low_rank, group.weights, self.cutoff)
+        if self.coordinates == "scaled":
+            return basis, Stream(group.count, lambda i: cores[i].clone())
+        return basis * values, Stream(group.count, lambda i: cores[i] / values[:, None])
+
     def survey(self, group: Group) -> Any:
         """Count the magnitudes of the coordinates; tensors that are no matrices take no part."""
         if self.treatment(group.subject) == "spectral":
-            counted: Any = self._tied(group)[1]
+            counted: Any = (self._tied if group.low_rank is None else self._low_rank)(group)[1]
         else:
             counted = tuple(delta[:0] for delta in group.deltas)
         return survey_thresholds(counted, group.facts, [self.density] * group.count, "inclusive")
 
     def update(self, group: Group) -> Tensor:
         """Change the basis, trim, merge, change back."""
+        if group.low_rank is not None:
+            return self.update_low_rank(group).dense()
         tied, cores = self._tied(group)
+        merged = merge_cores(self._trimmed(group, cores), self.inner)
+        return tied.expand(merged if self.coordinates == "scaled" else merged.mul_(tied.values[:, None]))
+
+    def update_low_rank(self, group: Group) -> LowRank:
+        """The same for adapters, not changed back."""
+        basis, cores = self._low_rank(group)
+        return LowRank(basis, merge_cores(self._trimmed(group, cores), self.inner))
+
+    def _trimmed(self, group: Group, cores: Stream) -> Stream:
         if self.rounds:
             limits = thresholds(group.facts, [self.density] * group.count, "inclusive")
-            whole = cores
-            cores = Stream(group.count, lambda i: trim_below(whole[i], limits[i]))
-        elif self.inner == "ties":
-            cores = cores.map(lambda core: trim_whole(core, self.density))
-        merged = merge_cores(cores, self.inner)
-        return tied.expand(merged if self.coordinates == "scaled" else merged.mul_(tied.values[:, None]))
+            return Stream(group.count, lambda i: trim_below(cores[i], limits[i]))
+        return cores.map(lambda core: trim_whole(core, self.density)) if self.inner == "ties" else cores

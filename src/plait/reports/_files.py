@@ -21,7 +21,7 @@ def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
         ReadError: if a file beside the donor's weights cannot be read.
     """
     files: dict[str, bytes] = {}
-    folder = plan.donor.folder
+    folder = plan.donor.folder if plan.recipe.output is None else None  # an adapter is loaded beside its base's files
     if folder is not None:
         try:
             for path in carried_files(folder):
