@@ -37,9 +37,9 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import check, diff, eval, inspect, merge, methods, reproduce, schema
+    from plait.cli import bench, check, diff, eval, inspect, merge, methods, reproduce, schema
 
-    for module in (merge, methods, inspect, diff, check, eval, reproduce, schema):
+    for module in (merge, methods, inspect, diff, check, eval, bench, reproduce, schema):
         module.register(app)
 
 

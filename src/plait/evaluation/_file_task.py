@@ -75,6 +75,15 @@ class FileTask:
         """The same task with at most so many examples of each split."""
         return dataclasses.replace(self, limit=limit)
 
+    def measuring(self, metric: str) -> FileTask:
+        """The same task with another metric of its kind."""
+        return dataclasses.replace(self, file=self.file.model_copy(update={"metric": metric}))
+
+    @property
+    def chooser_split(self) -> str:
+        """The split of a task that was given to choose settings by: `validation` if it has one, else `test`."""
+        return "validation" if "validation" in self.file.splits else "test"
+
     def split_file(self, split: str) -> Path:
         """Path of a split.
 
