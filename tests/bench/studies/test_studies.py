@@ -188,7 +188,7 @@ def test_subsets_beat_the_base_and_the_best_expert_or_not(testbeds: list[Path], 
 
 
 def test_the_loss_plane_passes_through_the_models(testbeds: list[Path], tmp_path: Path) -> None:
-    results = _bench(_config(testbeds[:1], methods=["linear"], landscape=7, limit={"validation": 64}), tmp_path / "out")
+    results = _bench(_config(testbeds[:1], methods=["linear"], landscape=5, limit={"validation": 64}), tmp_path / "out")
     plane = results["landscape"]
     bed = read_testbed(testbeds[0])
     tasks = [task.measuring("cross_entropy").limited(64) for task in bed.tasks.values()]
@@ -197,7 +197,7 @@ def test_the_loss_plane_passes_through_the_models(testbeds: list[Path], tmp_path
     assert point["losses"]["animals"] == pytest.approx(wanted["animals"].value, rel=1e-6)
     assert [line["name"] for line in plane["lines"]] == ["base → animals", "base → colours", "animals → colours"]
     ends = [p for p in plane["lines"][2]["points"] if (p["a"], p["b"]) in ((1.0, 0.0), (0.0, 1.0))]
-    assert len(ends) == 2 and plane["lines"][2]["t"][1] == 0.0
+    assert len(ends) == 2 and plane["lines"][2]["t"] == [-0.5, 0.0, 0.5, 1.0, 1.5]
     layers = results["layers"]
     assert layers["layers"] == ["0", "1"] and len(layers["conflict"]["animals ~ colours"]) == 2
     assert all(0.3 < value < 0.7 for value in layers["conflict"]["animals ~ colours"])  # independent random steps

@@ -41,7 +41,9 @@ class Models(_Strict):
 class Arm(_Strict):
     """One pool of experts. Arms are the axes of a study: another base, another size."""
 
-    testbed: str | None = Field(None, description="name of a testbed, or folder of one")
+    testbed: str | list[str] | None = Field(
+        None, description="name of a testbed, or its folder, or one folder per seed"
+    )
     size: str | None = Field(None, description="of the testbed, by name")
     base: str | None = Field(None, description="which of its bases")
     models: Models | None = None
@@ -98,7 +100,13 @@ class StudyConfig(_Strict):
     bootstrap: int = Field(1000, ge=10, description="draws of the intervals")
     seed: int = Field(0, ge=0, description="seed of random methods, subsets and intervals")
     threads: int = Field(1, ge=1, description="threads of the evaluation; its last digits depend on them")
-    landscape: int = Field(5, ge=0, description="points along an edge of the loss plane; 0 leaves it out")
+    landscape: int = Field(5, ge=0, description="points along an edge of the loss plane, 4 or more; 0 leaves it out")
+
+    @model_validator(mode="after")
+    def _plane(self) -> StudyConfig:
+        if 0 < self.landscape < 4:
+            raise ValueError("landscape: an edge of the loss plane needs 4 points or more")
+        return self
 
 
 def built_in() -> dict[str, str]:

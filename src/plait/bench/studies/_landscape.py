@@ -12,7 +12,6 @@ from plait.evaluation import FileTask
 
 __all__ = ["landscape", "layers"]
 
-_FIRST, _LAST = -0.25, 1.25
 _EXAMPLES = 64  # of each task and point: a surface is looked at, nothing is chosen by it
 _LOSSES = ("cross_entropy", "bits_per_byte")
 
@@ -34,10 +33,10 @@ def landscape(
     """
     names = [name for name in pool.experts if name in pool.tasks][:2]
     tasks = [task for name in names if (task := _loss_of(pool.tasks[name])) is not None]
-    if config.landscape < 2 or len(tasks) < 2:
+    if not config.landscape or len(tasks) < 2:
         return None
-    count = config.landscape
-    values = [round(_FIRST + (_LAST - _FIRST) * i / (count - 1), 6) for i in range(count)]
+    step = 1 / (config.landscape - 3)  # 0 and 1 are on the grid, one step lies beyond each
+    values = [round((i - 1) * step, 6) for i in range(config.landscape)]
     points: list[dict[str, Any]] = []
     for b in values:
         for a in values:

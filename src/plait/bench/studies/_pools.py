@@ -94,15 +94,16 @@ def find_pools(
 
 
 def _folders(arm: Arm, seeds: Sequence[int], home: Path, cache: Path, report: Callable[[str], None]) -> list[Path]:
-    assert arm.testbed is not None
-    for place in (home / arm.testbed, Path(arm.testbed)):
-        if (place / MANIFEST).is_file():
-            return [place]
+    if isinstance(arm.testbed, list):
+        return [home / place for place in arm.testbed]
+    name = str(arm.testbed)
+    if (home / name / MANIFEST).is_file():
+        return [home / name]
     try:
         from plait.bench.testbeds import build
     except ImportError:
-        raise RecipeError(f"there is no testbed {arm.testbed}: no folder of that name holds {MANIFEST}.") from None
-    return [Path(build(arm.testbed, arm.size or "quick", seed, cache, report)) for seed in seeds]
+        raise RecipeError(f"there is no testbed {name}: no folder of that name holds {MANIFEST}.") from None
+    return [Path(build(name, arm.size or "quick", seed, cache, report)) for seed in seeds]
 
 
 def _of_testbed(arm: str, found: TestbedFolder) -> Pool:
