@@ -33,6 +33,8 @@ def test_protocols_are_those_that_are_documented() -> None:
         ("arms:\n  a: {}\n", "line 2: arms.a: an arm has either a testbed or models"),
         ("arms:\n  a: {testbed: t}\nseeds: []\n", "seeds"),
         ("arms:\n  a: {testbed: t}\nbootstrap: 3\n", "line 3: bootstrap"),
+        ("arms:\n  a: {testbed: t}\nrecipe: {method: ties}\n", "'method' is what a study fills in itself"),
+        ("arms:\n  a: {testbed: t}\nlandscape: 2\n", "needs 4 points or more"),
         ("- 1\n", "a study is a mapping"),
         ("arms:\n  a:\n    models: {base: b, experts: {x: x, y: y}}\n", "there is no task"),
     ],

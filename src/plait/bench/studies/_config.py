@@ -89,6 +89,9 @@ class StudyConfig(_Strict):
     arms: dict[str, Arm] = Field(min_length=1)
     seeds: list[int] = Field(default_factory=lambda: [0], min_length=1, description="seeds of the testbeds")
     methods: list[str | Entry] = Field(default_factory=list, description="by default those of the testbed's size")
+    recipe: dict[str, Any] = Field(
+        default_factory=dict, description="further keys of every recipe: copy, drop, dtype, …"
+    )
     subsets: Subsets | None = None
     choose_by: Literal["normalised", "raw", "gain"] = Field(
         "normalised", description="figure on validation that settings are chosen by"
@@ -103,7 +106,10 @@ class StudyConfig(_Strict):
     landscape: int = Field(5, ge=0, description="points along an edge of the loss plane, 4 or more; 0 leaves it out")
 
     @model_validator(mode="after")
-    def _plane(self) -> StudyConfig:
+    def _consistent(self) -> StudyConfig:
+        own = sorted({"method", "base", "experts", "parameters", "seed"} & set(self.recipe))
+        if own:
+            raise ValueError(f"recipe: {own[0]!r} is what a study fills in itself")
         if 0 < self.landscape < 4:
             raise ValueError("landscape: an edge of the loss plane needs 4 points or more")
         return self

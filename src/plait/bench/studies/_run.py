@@ -117,9 +117,10 @@ class _Study:
     def one(self, pool: Pool, subset: tuple[str, ...], entrant: Entrant, references: References | None) -> Run:
         """All settings of a method on validation, then the best one on test."""
         paths = {name: str(pool.experts[name]) for name in subset}
-        recipes: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda setting: entrant.recipe(  # noqa: E731
-            str(pool.base), paths, dict(setting), self.config.seed
-        )
+
+        def recipes(setting: Mapping[str, Any]) -> dict[str, Any]:
+            return {**entrant.recipe(str(pool.base), paths, dict(setting), self.config.seed), **self.config.recipe}
+
         settings = entrant.settings()
         trials: list[Trial] = []
         if len(settings) > 1:
