@@ -93,11 +93,11 @@ class StudyConfig(_Strict):
         default_factory=dict, description="further keys of every recipe: copy, drop, dtype, …"
     )
     subsets: Subsets | None = None
-    choose_by: Literal["normalised", "raw", "gain"] = Field(
-        "normalised", description="figure on validation that settings are chosen by"
+    choose_by: Literal["auto", "normalised", "raw", "gain"] = Field(
+        "auto", description="figure on validation that settings are chosen by: normalised, or for losses gain"
     )
-    rank_by: Literal["normalised", "raw", "gain", "over_best", "held_out"] = Field(
-        "normalised", description="figure on test that methods are ranked by"
+    rank_by: Literal["auto", "normalised", "raw", "gain", "over_best", "held_out"] = Field(
+        "auto", description="figure on test that methods are ranked by: normalised, or for losses gain"
     )
     limit: Limits = Field(default_factory=Limits)
     bootstrap: int = Field(1000, ge=10, description="draws of the intervals")

@@ -37,8 +37,10 @@ def results_of(
     table: list[dict[str, Any]] = []
     for (arm, size), methods in groups.items():
         rows = [_row(arm, size, name, numbers, runs, figures, config) for name, numbers in methods.items()]
-        rule = _rule(config, rows)
-        rows.sort(key=lambda row: _order(row, rule, pools, runs, methods))
+        members = [n for numbers in methods.values() for n in numbers if n in figures]
+        losses = any(not s.higher_is_better for n in members for s in _own(runs[n]).values())
+        rule = _rule(config, rows, losses)
+        rows.sort(key=lambda row: _order(row, rule, losses))
         _tests(rows, methods, runs, {n: references[places[id(runs[n].pool)]] for n in range(len(runs))}, config)
         table += [{**row, "rank": rank, "ranked_by": rule} for rank, row in enumerate(rows, 1)]
     return {
@@ -56,29 +58,29 @@ def results_of(
     }
 
 
-def _rule(config: StudyConfig, rows: Sequence[Mapping[str, Any]]) -> str:
+def _rule(config: StudyConfig, rows: Sequence[Mapping[str, Any]], losses: bool) -> str:
     """The figure to rank by: the study's, or the first that exists."""
-    for name in (config.rank_by, "normalised", "raw"):
+    wanted = config.rank_by
+    if wanted == "auto":
+        wanted = "gain" if losses else "normalised"
+    for name in (wanted, "normalised", "raw"):
         if any(name in row["figures"] for row in rows):
             return name
-    return config.rank_by
+    return wanted
 
 
-def _order(
-    row: Mapping[str, Any],
-    rule: str,
-    pools: Sequence[Pool],
-    runs: Sequence[Run],
-    methods: Mapping[str, Sequence[int]],
-) -> tuple[bool, float, str]:
+def _own(run: Run) -> dict[str, Scores]:
+    """A run's scores on the tasks of the experts that it merged."""
+    found = (run.test.scores or {}) if run.test is not None else {}
+    names = {run.pool.tasks[name].name for name in run.subset if name in run.pool.tasks}
+    return {name: scores for name, scores in found.items() if name in names or not names}
+
+
+def _order(row: Mapping[str, Any], rule: str, losses: bool) -> tuple[bool, float, str]:
     """Best first, failures last, equal ones by name."""
-    del pools
     if rule not in row["figures"]:
         return True, 0.0, row["method"]
-    more = FIGURES[rule][1]
-    if rule == "raw":
-        scores = next((runs[n].test.scores for n in methods[row["method"]] if runs[n].test), None)  # type: ignore[union-attr]
-        more = all(one.higher_is_better for one in (scores or {}).values())
+    more = not losses if rule == "raw" else FIGURES[rule][1]
     value = row["figures"][rule]["value"]
     return False, -value if more else value, row["method"]
 

@@ -110,7 +110,8 @@ class _Study:
         if rule == "raw" or references is None or not set(cell.scores) <= set(references.own):
             signed = [s.value if s.higher_is_better else -s.value for s in cell.scores.values()]
             return sum(signed) / len(signed)
-        if rule == "gain":
+        losses = any(not scores.higher_is_better for scores in cell.scores.values())
+        if rule == "gain" or (rule == "auto" and losses):
             return float(gain(cell.scores, references.base, references.own, self.resamples)[0])
         return float(normalised(cell.scores, references.own, self.resamples)[0])
 
