@@ -9,9 +9,11 @@ BENCH_DIR ?= /dev/shm/plait-bench
 BENCH_DISK ?= .cache/bench
 BENCH_FLAGS ?=
 MERGEKIT ?= .venv-mergekit
+TESTBEDS ?= encoder vision decoder overlap
+QUALITY ?= .cache/quality
 PERFORMANCE = $(BIN)/python benchmarks/performance.py
 
-.PHONY: demo demo-all test check format bench bench-mergekit-env clean
+.PHONY: demo demo-all test check format bench bench-mergekit-env quality clean
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -47,6 +49,11 @@ bench: $(STAMP) bench-mergekit-env
 	$(PERFORMANCE) all --dir $(BENCH_DIR) --disk $(BENCH_DISK) --mergekit-env $(MERGEKIT) $(BENCH_FLAGS)
 	$(PERFORMANCE) plot
 	$(PERFORMANCE) report > docs/performance.md
+
+# every testbed at full size: hours on two cores
+quality: $(STAMP)
+	for bed in $(TESTBEDS); do $(BIN)/plait bench $$bed --size full --seeds 0,1 --out $(QUALITY)/$$bed || exit 1; done
+	$(BIN)/python benchmarks/quality.py $(addprefix $(QUALITY)/,$(TESTBEDS)) > docs/quality.md
 
 clean:
 	rm -rf $(VENV) $(MERGEKIT) .cache build dist

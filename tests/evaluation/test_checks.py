@@ -64,7 +64,10 @@ CASES: dict[str, tuple[Callable[[Path], Path], str]] = {
         lambda f: _task(f, [{"query": "w1", "document": "w2"}] * 2, kind="retrieval"),
         "all examples have one document",
     ),
-    "unknown metric": (lambda f: _task(f, head=_head(f), metric="f1"), "has no metric 'f1'; it has accuracy"),
+    "unknown metric": (
+        lambda f: _task(f, head=_head(f), metric="f1"),
+        "has no metric 'f1'; it has accuracy, cross_entropy",
+    ),
     "command without a place": (lambda f: _task(f, kind="command", command="ls"), "must hold {model}"),
     "function without a name": (
         lambda f: _task(f, kind="callable", callable="json"),

@@ -177,7 +177,10 @@ def test_a_card_changes_no_digest_and_a_weight_does(testbed: Path, tmp_path: Pat
     assert Candidate(model).digest != before
 
 
-def test_a_limit_spreads_evenly(testbed: Path) -> None:
+def test_a_limit_draws_examples_once(testbed: Path) -> None:
     task = load_task(testbed / "tasks" / TASKS[0], limit=8)
-    assert task.chosen(80) == list(range(0, 80, 10))
+    drawn = task.chosen(80)
+    assert drawn == sorted(set(drawn)) and len(drawn) == 8 and task.chosen(5) == [0, 1, 2, 3, 4]
+    assert {i % 4 for i in drawn} != {0}  # labels that take turns do not all become one
+    assert task.limited(8).chosen(80) == drawn
     assert len(evaluate(testbed / "base", [task])[TASKS[0]].values) == 8

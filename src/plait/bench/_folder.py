@@ -6,13 +6,11 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import xxhash
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from plait.errors import MissingModelError, TaskError
-from plait.evaluation import FileTask, digest_of_model, load_task
+from plait.evaluation import FileTask, load_task
 
 __all__ = ["MANIFEST", "TestbedFolder", "read_testbed"]
 
@@ -74,14 +72,6 @@ class TestbedFolder:
     retained: Mapping[str, FileTask]
     probes: Mapping[str, float]
     description: str = ""
-
-    def digest(self) -> str:
-        """Hash of the models and of the tasks' data: what every result depends on."""
-        models = [self.base, *self.experts.values()]
-        facts: list[Any] = [digest_of_model(path) for path in models]
-        for task in (*self.tasks.values(), *self.retained.values()):
-            facts += [task.name, *(task.identity(split) for split in ("validation", "test"))]
-        return xxhash.xxh3_128(json.dumps(facts).encode()).hexdigest()
 
 
 def read_testbed(folder: str | Path, *, base: str | None = None) -> TestbedFolder:

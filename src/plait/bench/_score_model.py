@@ -205,15 +205,14 @@ def _totals(
     names = [task.name for task in bed.tasks.values()]
     own = {name: found[name] for name in names}
     totals = {"mean score": resamples.interval(raw(own, resamples))}
+    retained = {task.name: found[task.name] for task in bed.retained.values()}
     for title, figure in (
         ("normalised by the experts", lambda: normalised(own, experts, resamples)),
         ("gain kept", lambda: gain(own, base, experts, resamples)),
+        *([("forgotten of the base", lambda: forgetting(retained, base, resamples))] if retained else []),
     ):
         try:
             totals[title] = resamples.interval(figure())
         except EvaluationError:
-            continue  # an expert that scores 0, or none better than the base: the figure does not exist
-    retained = {task.name: found[task.name] for task in bed.retained.values()}
-    if retained:
-        totals["forgotten of the base"] = resamples.interval(forgetting(retained, base, resamples))
+            continue  # a reference that scores 0, or experts no better than the base: the figure does not exist
     return totals

@@ -37,9 +37,36 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import check, diff, eval, inspect, merge, methods, publish, reproduce, schema, testbed, verify
+    from plait.cli import (
+        bench,
+        check,
+        diff,
+        eval,
+        inspect,
+        merge,
+        methods,
+        publish,
+        reproduce,
+        schema,
+        testbed,
+        verify,
+    )
 
-    for module in (merge, methods, inspect, diff, check, testbed, eval, reproduce, verify, publish, schema):
+    verbs = (
+        merge,
+        methods,
+        inspect,
+        diff,
+        check,
+        testbed,
+        eval,
+        bench,
+        reproduce,
+        verify,
+        publish,
+        schema,
+    )
+    for module in verbs:
         module.register(app)
 
 

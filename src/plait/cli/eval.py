@@ -95,6 +95,8 @@ def _print(found: ModelScores) -> None:
             cells += [_number(row.base), _number(row.expert), share or ""]
         table.add_row(*cells)
     console = Console()
+    if not console.is_terminal:
+        console.width = 120
     console.print(table)
     for name, interval in found.totals.items():
         value, low, high = (100 * x for x in (interval.value, interval.low, interval.high))

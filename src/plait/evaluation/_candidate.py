@@ -30,6 +30,8 @@ def digest_of_model(folder: Path) -> str:
     """Hash of everything that a model's scores depend on: weights, configuration, tokenizer; not its name or card."""
     state = xxhash.xxh3_128()
     found = {path for pattern in (*_TEXTS, *_WEIGHTS) for path in folder.glob(pattern) if path.is_file()}
+    if not any(path.match(pattern) for path in found for pattern in _WEIGHTS):
+        raise MissingModelError(f"{folder} holds no weights.")
     for path in sorted(found):
         state.update(f"{path.name}\0{path.stat().st_size}\0".encode())
         with path.open("rb") as file:

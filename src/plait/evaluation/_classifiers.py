@@ -99,14 +99,19 @@ def _some(names: Sequence[str]) -> str:
     return f"{shown}, … ({len(names)})" if len(names) > 4 else shown
 
 
-def _correct(task: FileTask, logits: Tensor, labels: Sequence[int]) -> Scores:
-    return Scores.of(task.name, task.metric, (logits.argmax(1) == torch.tensor(labels)).double().tolist())
+def _scores(task: FileTask, logits: Tensor, labels: Sequence[int]) -> Scores:
+    wanted = torch.tensor(labels)
+    if task.metric == "cross_entropy":
+        return Scores.of(
+            task.name, task.metric, nn.functional.cross_entropy(logits.double(), wanted, reduction="none").tolist()
+        )
+    return Scores.of(task.name, task.metric, (logits.argmax(1) == wanted).double().tolist())
 
 
 class TextClassification(Kind):
     """Rows {"text", "label"}."""
 
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "cross_entropy")
     columns: ClassVar[dict[str, type]] = {"text": str, "label": int}
 
     def check(self, task: FileTask, model: Candidate, split: str) -> None:
@@ -121,7 +126,7 @@ class TextClassification(Kind):
         _check_classifier(task, model)
 
     def score(self, task: FileTask, model: Candidate, split: str) -> Scores:
-        """1 for each text whose label has the highest logit, else 0."""
+        """1 for each text whose label has the highest logit, else 0; or the label's negative log-probability."""
         rows, file = task.rows(split), task.file
         encoded = encode(model.tokenizer, [row["text"] for row in rows], file.max_tokens)
         path = task.head_file
@@ -137,13 +142,13 @@ class TextClassification(Kind):
                 return classifier(input_ids=tokens, attention_mask=mask).logits
 
             logits = in_batches([len(ids) for ids in encoded], work)
-        return _correct(task, logits, [row["label"] for row in rows])
+        return _scores(task, logits, [row["label"] for row in rows])
 
 
 class ImageClassification(Kind):
     """One safetensors file per split: `images` uint8 [n, (channels,) height, width] and `labels` [n]."""
 
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy",)
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "cross_entropy")
     columns: ClassVar[dict[str, type]] = {}
 
     def _data(self, task: FileTask, split: str) -> tuple[Tensor, list[int]]:
@@ -190,7 +195,7 @@ class ImageClassification(Kind):
         _check_classifier(task, model)
 
     def score(self, task: FileTask, model: Candidate, split: str) -> Scores:
-        """1 for each image whose label has the highest logit, else 0."""
+        """1 for each image whose label has the highest logit, else 0; or the label's negative log-probability."""
         images, labels = self._data(task, split)
         file, path = task.file, task.head_file
         channels = int(model.config.get("num_channels", 3))
@@ -206,4 +211,4 @@ class ImageClassification(Kind):
         found = in_batches([1] * len(images), work)
         if path is not None:
             found = nn.functional.linear(found, *read_head(path))
-        return _correct(task, found, labels)
+        return _scores(task, found, labels)

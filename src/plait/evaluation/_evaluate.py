@@ -40,7 +40,7 @@ def load_task(path: str | Path, limit: int | None = None) -> FileTask:
 
     Args:
         path: a task.json, or a folder with one.
-        limit: score at most this many examples of a split, at even distances.
+        limit: score at most this many examples of a split.
 
     Raises:
         TaskError: the file is missing or wrong.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -51,7 +52,7 @@ class FileTask:
         path: its task.json.
         file: what that says.
         kind: how it is scored.
-        limit: score only this many examples, spread evenly over the split; None for all.
+        limit: score only this many examples of a split; None for all.
     """
 
     path: Path
@@ -74,6 +75,15 @@ class FileTask:
     def limited(self, limit: int | None) -> FileTask:
         """The same task with at most so many examples of each split."""
         return dataclasses.replace(self, limit=limit)
+
+    def measuring(self, metric: str) -> FileTask:
+        """The same task with another metric of its kind."""
+        return dataclasses.replace(self, file=self.file.model_copy(update={"metric": metric}))
+
+    @property
+    def chooser_split(self) -> str:
+        """The split of a task that was given to choose settings by: `validation` if it has one, else `test`."""
+        return "validation" if "validation" in self.file.splits else "test"
 
     def split_file(self, split: str) -> Path:
         """Path of a split.
@@ -100,10 +110,13 @@ class FileTask:
         return self._rows[split]
 
     def chosen(self, count: int) -> list[int]:
-        """Which of so many examples are scored: all, or `limit` of them at even distances."""
+        """Which of so many examples are scored: all, or `limit` of them, drawn once and for all.
+
+        Drawn, not at even distances: rows whose labels take turns would all get one label.
+        """
         if self.limit is None or self.limit >= count:
             return list(range(count))
-        return [i * count // self.limit for i in range(self.limit)]
+        return sorted(random.Random(f"{count}/{self.limit}").sample(range(count), self.limit))
 
     def identity(self, split: str) -> str:
         """Hash of the description, of the split's content, of the head and of the limit."""

@@ -14,7 +14,13 @@ from plait.errors import EvaluationError
 __all__ = ["METRICS", "Scores"]
 
 #: metric → whether a higher value is better
-METRICS = {"accuracy": True, "accuracy_norm": True, "reciprocal_rank": True, "bits_per_byte": False}
+METRICS = {
+    "accuracy": True,
+    "accuracy_norm": True,
+    "reciprocal_rank": True,
+    "bits_per_byte": False,
+    "cross_entropy": False,
+}
 
 
 @dataclass(frozen=True, eq=False)

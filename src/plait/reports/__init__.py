@@ -1,5 +1,6 @@
 """What a merged model says about itself: provenance, recipe, model card."""
 
+from plait.reports._bench_page import bench_page, check_viewer
 from plait.reports._card import model_card
 from plait.reports._card_results import CardResult, add_results
 from plait.reports._check import Check, check
@@ -23,7 +24,9 @@ __all__ = [
     "TensorDiff",
     "Verification",
     "add_results",
+    "bench_page",
     "check",
+    "check_viewer",
     "describe_output",
     "diff",
     "export_gguf",
