@@ -37,9 +37,9 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import diff, inspect, merge, methods, reproduce, schema, testbed
+    from plait.cli import check, diff, inspect, merge, methods, publish, reproduce, schema, testbed, verify
 
-    for module in (merge, methods, inspect, diff, reproduce, schema, testbed):
+    for module in (merge, methods, inspect, diff, check, reproduce, verify, publish, schema, testbed):
         module.register(app)
 
 
