@@ -26,6 +26,8 @@ __all__ = [
     "load_model",
     "new_head",
     "probe_accuracy",
+    "quiet",
+    "ridge_accuracy",
     "save_model",
     "train",
 ]
@@ -50,7 +52,7 @@ def fixed_threads(count: int) -> Generator[None, None, None]:
 
 
 @contextmanager
-def _quiet() -> Generator[None, None, None]:
+def quiet() -> Generator[None, None, None]:
     """Keep transformers' progress bars and reports away from a table on the terminal."""
     from transformers.utils import logging
 
@@ -69,7 +71,7 @@ def load_model(folder: Path, device: str = "cpu") -> PreTrainedModel:
     """Load an encoder's folder with transformers, in evaluation mode, and refuse one that lacks a weight."""
     from transformers import AutoModel
 
-    with _quiet():
+    with quiet():
         model, report = AutoModel.from_pretrained(
             folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
         )
@@ -82,7 +84,7 @@ def load_model(folder: Path, device: str = "cpu") -> PreTrainedModel:
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json and model.safetensors."""
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
 
 
@@ -215,14 +217,24 @@ def probe_accuracy(
 
     What a task is worth fine-tuning for is what the expert has above this.
     """
-    inputs, targets = _all_features(model, train_set[0]).double(), nn.functional.one_hot(train_set[1]).double()
+    sets = ((_all_features(model, encoded), labels) for encoded, labels in (train_set, validation, test))
+    return ridge_accuracy(*sets)
+
+
+def ridge_accuracy(
+    train_set: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+) -> float:
+    """Test accuracy of a ridge regression from features ["n width"] to labels ["n"]; the penalty by validation."""
+    inputs, targets = train_set[0].double(), nn.functional.one_hot(train_set[1]).double()
     centre, mean = inputs.mean(0), targets.mean(0)
     gram, cross = (inputs - centre).T @ (inputs - centre), (inputs - centre).T @ (targets - mean)
-    held_out, tested = (_all_features(model, encoded).double() - centre for encoded, _ in (validation, test))
     best, result = -1.0, 0.0
     for penalty in _RIDGE:
         weights = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=torch.float64), cross)
-        score = ((held_out @ weights + mean).argmax(1) == validation[1]).double().mean().item()
-        if score > best:
-            best, result = score, ((tested @ weights + mean).argmax(1) == test[1]).double().mean().item()
+        scores = [
+            (((features.double() - centre) @ weights + mean).argmax(1) == labels).double().mean().item()
+            for features, labels in (validation, test)
+        ]
+        if scores[0] > best:
+            best, result = scores
     return result

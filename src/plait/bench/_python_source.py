@@ -11,7 +11,7 @@ from pathlib import Path
 from plait.bench._split import Row
 from plait.errors import PlaitError
 
-__all__ = ["expressions", "names", "operators"]
+__all__ = ["expressions", "names", "operators", "source_files"]
 
 # Parts that every distribution of Python installs; tests, IDLE, Tk and modules that later versions removed are not.
 _PACKAGES = (
@@ -138,7 +138,7 @@ def _trees() -> Iterator[tuple[str, list[bytes], ast.Module]]:
         PlaitError: Python was installed without the source of its library.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = _files(root)
+    files = source_files(root)
     if not files:
         raise PlaitError(
             f"no source of the standard library under {root}; this task needs a Python with its .py files."
@@ -154,7 +154,7 @@ def _piece(lines: list[bytes], line: int, start: int, end: int | None) -> str:
     return lines[line - 1][start:end].decode("utf-8", "replace")
 
 
-def _files(root: Path) -> list[Path]:
+def source_files(root: Path) -> list[Path]:
     """Source files that do not depend on how Python was built, in a fixed order."""
     paths = [path for path in root.glob("*.py") if not path.name.startswith(("_sysconfigdata", "sitecustomize"))]
     for package in _PACKAGES:

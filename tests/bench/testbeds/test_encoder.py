@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench_recipes import TINY_ENCODER, needs_encoder
-from plait.bench.testbeds import build, built, encoder
+from plait.bench.testbeds import _encoders, build, built
 from plait.errors import MissingModelError
 
 
@@ -112,7 +112,7 @@ def test_a_build_that_was_killed_goes_on_to_the_same_bytes(folder: Path, tmp_pat
 @needs_encoder
 def test_a_second_build_makes_nothing_and_another_seed_is_another_testbed(folder: Path) -> None:
     assert build("encoder", "tiny", 0, folder.parent, pytest.fail, TINY_ENCODER) == folder
-    limited = replace(TINY_ENCODER, tasks={"syllables": encoder.Schedule(1, 4)}, adapters=False)
+    limited = replace(TINY_ENCODER, tasks={"syllables": _encoders.Schedule(1, 4)}, adapters=False)
     other = build("encoder", "tiny", 1, folder.parent, lambda _: None, limited)
     assert other.name.startswith("encoder-tiny-seed1-") and other != folder
     assert json.loads((other / "testbed.json").read_text())["experts"] == {
@@ -121,7 +121,7 @@ def test_a_second_build_makes_nothing_and_another_seed_is_another_testbed(folder
 
 
 def test_a_missing_encoder_is_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(encoder, "_PACKAGE", "no_such_package")
+    monkeypatch.setattr(_encoders, "_PACKAGE", "no_such_package")
     with pytest.raises(MissingModelError, match=r"plait\[bench\]"):
         build("encoder", cache=tmp_path)
     assert not list(tmp_path.iterdir())

