@@ -112,8 +112,12 @@ def closed_form(meta: Meta) -> Call:
         rule, _, level = re.fullmatch(r"([a-z_]+?)(_([0-9.]+))?", o["auto_rank_method"]).groups()  # type: ignore[union-attr]
         if level is not None:
             parameters["level"] = float(level) if rule == "cumvar" else 1 - float(level)
-        # the authors' risk drops a cross term and their threshold has another median; ours do not unless asked
-        theirs = {"wudi_risk": "risk_without_cross", "gavish_donoho": "gavish_donoho_loose"}
+        # the authors' losses drop a cross term and their threshold has another median; ours do not unless asked
+        theirs = {
+            "wudi_risk": "risk_without_cross",
+            "loss_elbow": "loss_elbow_without_cross",
+            "gavish_donoho": "gavish_donoho_loose",
+        }
         parameters["rank_rule"] = theirs.get(rule, rule)
     return call(str(meta["name"]).split("-")[0], meta, parameters)
 
