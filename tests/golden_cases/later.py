@@ -10,7 +10,8 @@ _ADAPTER = "adapters as inputs, which do not exist yet"
 
 LEFT_OUT = {
     r"(fisher|regmean|regmeanpp|ota|rcp|sens_merging|aim)-.*": _DATA,
-    r"(adamerging|adamergingpp|concrete_ta|fw_hard|fw_soft|evomerging|lorahub|m2n2|map)-.*": _LEARNED,
+    r"(adamerging|concrete_ta|fw_hard|fw_soft|evomerging|lorahub|m2n2|map)-.*": _LEARNED,
+    r"adamergingpp-split-.*": "the trimmed task vector of one expert, which AdaMerging++ then learns a coefficient for",
     r"(bitstack|graftllm|twin|smile_moe_linear|wemoe_mlp|msmoe|singular_projection)-.*": _FAMILY,
     r"dop-.*": "continual merging that optimises a projection per step with multi-gradient descent: specified later",
     r"(activation_matching|weight_matching|align_in|zipit|pleas|repair|ot-fusion|merge_many)([_-].*)?": _ALIGN,
