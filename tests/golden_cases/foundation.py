@@ -97,6 +97,14 @@ def ties_authors(meta: Meta) -> Call:
     )
 
 
+def adamergingpp_start(meta: Meta) -> Call:
+    """AdaMerging++ before its first step: TIES whose agreeing entries are added up, one coefficient per expert."""
+    p = meta["parameters"]
+    (coefficient,) = set(p["coefficients"])
+    parameters = {"density": float(p["K"]) / 100, "combine": str(p["merge_func"]).removeprefix("dis-")}
+    return Call("ties", {**parameters, "lambda": float(coefficient)}, experts=experts_of(meta), threshold=True)
+
+
 def ties_mergelm(meta: Meta) -> Call:
     keep = round(1 - float(meta["parameters"]["param_value_mask_rate"]), 12)
     scope = "model" if str(meta["method"]).startswith("ties-mergelm-") else "tensor"
@@ -225,6 +233,7 @@ CASES = {
     r"task_arithmetic-analogy.*": analogy,
     r"task_arithmetic.*": task_arithmetic,
     r"ties-top.*|ties_merging-fusionbench-.*": ties_authors,
+    r"adamergingpp-init.*": adamergingpp_start,
     r"ties-(mergelm|mergellm|long2short)-.*": ties_mergelm,
     r"ties-mergekit-.*": ties_mergekit,
     r"dare-magnitude-.*": dare_magnitude,

@@ -8,8 +8,14 @@ _FAMILY = "one model per task, a router or a compressed form: not one dense mode
 _ALIGN = "permutation alignment or activation matching, which does not exist yet"
 
 LEFT_OUT = {
+    r"fisher-mmatena-.*-isotropic": "without Fisher statistics, an average in float32 but for rounding; comes "
+    "with Fisher merging",
+    r"adamergingpp-split-.*": "the trimmed task vector of one expert, which AdaMerging++ then learns a coefficient for",
     r"(fisher|regmean|regmeanpp|ota|rcp|sens_merging|aim)-.*": _DATA,
-    r"(adamerging|adamergingpp|concrete_ta|fw_hard|fw_soft|evomerging|m2n2|map)-.*": _LEARNED,
+    r"m2n2-crossover-.*": "one step of an evolutionary search: SLERP by the angle of whole models, with one share "
+    "before a split point and the other behind it",
+    r"(adamerging|concrete_ta|fw_hard|fw_soft|m2n2|map)-.*": _LEARNED,
+    r"evomerging-.*": "searched coefficients on the factors of adapters: comes with search",
     r"(bitstack|graftllm|twin|smile_moe_linear|wemoe_mlp|msmoe|singular_projection)-.*": _FAMILY,
     r"dop-.*": "continual merging that optimises a projection per step with multi-gradient descent: specified later",
     r"(activation_matching|weight_matching|align_in|zipit|pleas|repair|ot-fusion|merge_many)([_-].*)?": _ALIGN,

@@ -428,6 +428,23 @@ def test_widen_without_calibration_averages_and_equal_experts_come_back() -> Non
         same(merged[name], expert[name])
 
 
+def test_widen_ranks_unmoved_columns_in_their_order() -> None:
+    """The cosine of a column with itself is 1 up to rounding, which must not decide what the other expert gets."""
+    g = torch.Generator().manual_seed(3)
+    base = {"w": torch.randn(30, 24, generator=g)}
+    moved = {"w": base["w"] + 0.1 * torch.randn(30, 24, generator=g)}
+    merged = merge("widen", [base, moved], base, ratio=1e9)["w"]
+    ranks = []
+    for change in (
+        (np.linalg.norm(moved["w"].numpy(), axis=0) - np.linalg.norm(base["w"].numpy(), axis=0)).__abs__(),
+        1 - torch.cosine_similarity(moved["w"].double(), base["w"].double(), dim=0).numpy(),
+    ):
+        ranks.append(np.argsort(np.argsort(change, kind="stable")) / 24)
+    still = np.arange(24) / 24  # all changes are 0
+    share = np.mean([1 / (1 + np.exp(still - rank)) for rank in ranks], axis=0)
+    same(merged, base["w"].double().numpy() + share * (moved["w"] - base["w"]).double().numpy(), 1e-6)
+
+
 def test_widen_survives_padded_tokens() -> None:
     base, experts = models(2)
     name = "model.embed_tokens.weight"
@@ -475,6 +492,11 @@ def test_nuslerp_is_straight_where_there_is_no_angle_and_its_weights_give_t() ->
     same(merge("nuslerp", [a, b_], weights=[1.0, 0.0])["w"], [1.0, 0.0])
     same(merge("nuslerp", [a, b_], weights=[0.0, 2.0])["w"], [0.0, 1.0])
     same(merge("nuslerp", [a, b_], weights=[1.0, -1.0])["w"], [math.sqrt(0.5)] * 2)
+
+
+def test_slerp_of_equal_tensors_is_straight_whatever_counts_as_colinear() -> None:
+    w = torch.tensor([3.0, -4.0, 12.0])
+    same(merge("slerp", [{"w": w}, {"w": w}], t=0.7, colinear=1.0)["w"], w)
 
 
 def test_nuslerp_columns_of_a_convolution_run_along_its_first_dimension() -> None:

@@ -258,6 +258,12 @@ def test_sce_by_hand() -> None:
     assert even.tolist() == pytest.approx([2.0, 2.0, -3.0, 0.5], abs=1e-6)
 
 
+def test_sce_of_three_equal_experts_has_no_variance() -> None:
+    """The mean of three equal float32 numbers may be another number."""
+    delta = random(300).tolist()
+    assert run("sce", delta, delta, delta, select="deltas").tolist() == [0.0] * 300
+
+
 def test_sce_without_variance() -> None:
     assert run("sce", [1.0, -2.0], [1.0, -2.0]).tolist() == [1.0, -2.0]
     assert run("sce", [1.0, -2.0], [1.0, -2.0], select="deltas").tolist() == [0.0, 0.0]

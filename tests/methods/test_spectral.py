@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ from plait.methods._spectral import SpectralCombiner, noise
 from plait.tensors.descent import adam, momentum
 from plait.tensors.factors import exact_factor, factor, polar
 from plait.tensors.spectral import normal_equations, rounding_floor, svd
-from plait.tensors.spectrum import effective_rank
+from plait.tensors.spectrum import RankRule, effective_rank
 from plait.tensors.subspaces import combine_subspaces, common_columns, gram_whitening
 
 NAME = "model.layers.0.mlp.up_proj.weight"
@@ -548,6 +548,25 @@ def test_the_risk_rule_minimises_what_it_says() -> None:
     elbow: Any = find("aswudi")(rank_rule="loss_elbow", level=0.9)  # type: ignore[call-arg]
     first = next(k for k, cost in enumerate(misfits) if cost <= 0.1 * misfits[0])
     assert elbow._count(values, start @ basis, d @ basis) == max(first, 1)
+    # the authors' sum, λ²‖(θ₀Q)ₖ‖² + ‖(DQ)ₖ‖² over the directions that are not used
+    terms = ((values * (start @ basis)) ** 2).sum(dim=0) + ((d @ basis) ** 2).sum(dim=0)
+    left = [float(terms[kept:].sum()) for kept in range(10)]
+    first = next(k for k, cost in enumerate(left) if cost <= 0.1 * left[0])
+    elbow = find("aswudi")(rank_rule="loss_elbow_without_cross", level=0.9)  # type: ignore[call-arg]
+    assert elbow._count(values, start @ basis, d @ basis) == max(first, 1)
+
+
+@pytest.mark.parametrize("rule", sorted(set(get_args(RankRule)) - {"ratio"}))
+@pytest.mark.parametrize("count", [1, 3])
+def test_unfiltered_closed_forms_use_nothing_beyond_the_numerical_rank(rule: str, count: int) -> None:
+    """Adapters of rank 1 with orthogonal rows and equal norms: C is a projector, and on its range the solution Σ τᵢ."""
+    rows, columns = orthogonal(12)[:, :count], orthogonal(9, seed=8)[:, :count]
+    deltas = [torch.outer(rows[:, i], columns[:, i]).float() for i in range(count)]
+    merged = update("aswudi", deltas, rank_rule=rule, start="zero", level=0.95).double()
+    used = merged @ columns  # what is there of each task; with equal eigenvalues fewer directions are any of them
+    close(merged, used @ columns.mT, 1e-5)
+    close(rows @ (rows.mT @ used), used, 1e-5)
+    assert 0.999 < float(used.norm()) < count**0.5 + 1e-5
 
 
 def test_the_closed_form_of_adapters_stays_finite_and_small() -> None:
@@ -555,6 +574,26 @@ def test_the_closed_form_of_adapters_stays_finite_and_small() -> None:
     for rule in ("all", "ratio", "participation_sqrt", "risk"):
         merged = update("aswudi", [delta.float() for delta in deltas], rank_rule=rule, ratio=0.3)
         assert float(merged.norm()) < 10 * float(sum(delta.norm() for delta in deltas))
+
+
+@pytest.mark.parametrize("name", ["tsv_merge", "r_tsvm", "dc_merge", "iso_cts", "core_space", "iwudi", "wudi"])
+def test_an_expert_of_weight_zero_is_an_expert_that_changed_nothing(name: str) -> None:
+    deltas = deltas_of()
+    absent = update(name, [deltas[0], torch.zeros_like(deltas[1]), deltas[2]], weights=[1.0, 1.0, 0.7])
+    close(update(name, deltas, weights=[1.0, 0.0, 0.7]), absent)
+
+
+def test_r_tsvm_is_not_turned_by_an_expert_without_outliers() -> None:
+    flat = 0.1 * random(12, 9, seed=4).sign()
+    deltas = [deltas_of()[0], flat]
+    spiked = deltas[0].clone()
+    spiked[3, 4] = 5.0
+    alone = update("r_tsvm", [spiked, torch.zeros_like(flat)], deviations=3.0)
+    merged = update("r_tsvm", [spiked, flat], deviations=3.0)
+    rank = int(torch.linalg.matrix_rank(merged, rtol=1e-6))
+    leading = svd(spiked).top(rank)
+    close(merged, 2.0 * (leading.u * leading.s) @ leading.vh)  # ω = 2 and 0
+    assert rank < int(torch.linalg.matrix_rank(alone, rtol=1e-6)), "the other expert takes its share of the rank"
 
 
 # --- OPCM ----------------------------------------------------------------------------------------------------------

@@ -170,7 +170,9 @@ def top_factors(group: Group, ranks: Sequence[int]) -> Iterator[SVD]:
         return
     for i, rank in enumerate(ranks):
         factors = group.factor(deltas[i])
-        part = factors.top(min(rank, factors.rank_above(floor))).scaled(group.weights[i])
+        # an expert of weight zero has no directions to keep clear of either
+        kept = min(rank, factors.rank_above(floor)) if group.weights[i] else 0
+        part = factors.top(kept).scaled(group.weights[i])
         del factors  # a delta and its vectors: not beside those of the next one
         yield part
         del part

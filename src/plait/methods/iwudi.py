@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ from plait.methods._parameters import Bounds, Density, Doc, Fraction, NonNegativ
 from plait.methods._spectral import SpectralCombiner, squared_norms, summed, weighted_deltas
 from plait.tensors.factors import symmetric_eigen
 from plait.tensors.spectral import normal_equations
-from plait.tensors.spectrum import RankRule, effective_rank
+from plait.tensors.spectrum import LossRule, RankRule, effective_rank
 
 __all__ = ["Aswudi", "Iwudi", "Swudi"]
 
@@ -77,22 +77,25 @@ class _ClosedForm(SpectralCombiner):
     def _count(self, values: Tensor, began: Tensor, wanted: Tensor) -> int:
         """Number of eigen-directions that are used, between 1 and all."""
         n, v = values.numel(), values.double()
-        if self.rank_rule in ("risk", "risk_without_cross", "loss_elbow"):
-            return min(max(self._by_loss(v, began, wanted), 1), n)
-        if self.rank_rule == "all" and self.filter == "none":
+        if self.rank_rule in get_args(LossRule):
+            count = min(max(self._by_loss(v, began, wanted), 1), n)
+        else:
+            rows, columns = wanted.shape
+            aspect = min(rows, columns) / max(rows, columns)
+            count = effective_rank(v, self.rank_rule, self.level, aspect, self.ratio)
+        if self.filter == "none":
             # an unfiltered direction beyond the numerical rank would be rounding divided by rounding
-            return int((v > float(v[0]) * n * torch.finfo(values.dtype).eps).sum())
-        rows, columns = wanted.shape
-        return effective_rank(v, self.rank_rule, self.level, min(rows, columns) / max(rows, columns), self.ratio)
+            count = min(count, int((v > float(v[0]) * n * torch.finfo(values.dtype).eps).sum()))
+        return count
 
     def _by_loss(self, v: Tensor, began: Tensor, wanted: Tensor) -> int:
         """The rules that compare what K used directions cost, for K = 0 … n."""
-        if self.rank_rule == "risk_without_cross":
+        if self.rank_rule.endswith("_without_cross"):
             left = _columns(lambda b, w: (v * b).square() + w.square(), began, wanted)
         else:
             left = _columns(lambda b, w: (v * b - w).square(), began, wanted)
         misfit = _tails(left)
-        if self.rank_rule == "loss_elbow":
+        if self.rank_rule.startswith("loss_elbow"):
             return int((misfit > (1.0 - self.level) * misfit[0]).sum())
         solved = _columns(lambda b, w: (w / v).square(), began, wanted).cumsum(0)
         size = torch.cat([solved.new_zeros(1), solved]) + _tails(_columns(lambda b, w: b.square(), began, wanted))
@@ -150,7 +153,8 @@ class Aswudi(_ClosedForm):
     """WUDI's exact solution on as many eigen-directions as each matrix's spectrum supports.
 
     f = 1 on the K largest eigenvalues of C and 0 elsewhere, K from a rule on the spectrum; by default the participation
-    number (Σ√λ)² / Σλ. The rule `risk` uses the exact residual; `risk_without_cross` is the authors' code.
+    number (Σ√λ)² / Σλ. The rules `risk` and `loss_elbow` use the exact residual; `risk_without_cross` and
+    `loss_elbow_without_cross` are the authors' code.
 
     Paper: Wei et al., "Closed-Form Spectral Regularization for Multi-Task Model Merging", 2026, arXiv 2606.07289.
     """

@@ -28,7 +28,7 @@ class RTsvm(SpectralCombiner):
     Per matrix, with Oᵢ the entries of |τᵢ| above mean + `deviations` · standard deviation:
     ωᵢ = T · Σ|τᵢ[Oᵢ]| / Σⱼ Σ|τⱼ[Oⱼ]| (1 where nobody has outliers);
     with cᵢ the number of entries above `negligible` times the experts' pooled root mean square:
-    kᵢ = ⌊min(m, n) · cᵢ / Σⱼ cⱼ⌋, at least 1; then TSV-Merge of ωᵢτᵢ with kᵢ triplets each.
+    kᵢ = ⌊min(m, n) · cᵢ / Σⱼ cⱼ⌋, at least 1 (0 where ωᵢ = 0); then TSV-Merge of ωᵢτᵢ with kᵢ triplets each.
 
     Experimental: the authors' code is not public. That outliers decide the weights and sparsity the ranks is from the
     paper; the normalisation (equal experts reduce to TSV-Merge) and the form of both thresholds are this package's.
@@ -55,7 +55,9 @@ class RTsvm(SpectralCombiner):
         """Measure, weigh, and join the subspaces."""
         deltas = weighted_deltas(group)
         shares = self._shares(deltas)
-        joined = stacked(group, self._ranks(deltas))
+        # what counts for nothing must not turn the others' directions
+        ranks = [rank if share > 0 else 0 for rank, share in zip(self._ranks(deltas), shares, strict=True)]
+        joined = stacked(group, ranks)
         for part, share in zip(joined.parts(), shares, strict=True):
             part.s.mul_(share)
         return combine_subspaces(joined)

@@ -60,7 +60,7 @@ class Slerp(Combiner):
         aa, bb, ab = (float(item) for item in group.facts[0].items)
         norms = [n if (n := math.sqrt(square)) > _TINY else 1.0 for square in (aa, bb)]
         cosine = ab / (norms[0] * norms[1])
-        if abs(cosine) > self.colinear:
+        if abs(cosine) > self.colinear or abs(cosine) >= 1.0:
             return (1.0 - self.t) * a + self.t * b
         omega = math.acos(cosine)
         return math.sin((1.0 - self.t) * omega) / math.sin(omega) * a + math.sin(self.t * omega) / math.sin(omega) * b

@@ -122,9 +122,9 @@ class Columns:
     def changes(self) -> Float[Tensor, "models 2 columns"]:
         """Per column: the change of its norm, and 1 − cos of the angle it has turned by."""
         ours, theirs = self.own.sqrt(), self.base.sqrt()
-        size = ours * theirs
-        turned = 1.0 - torch.where(size > 0, self.shared / size, ((ours > 0) == (theirs > 0)).double())
-        return torch.stack([(ours - theirs).abs(), turned], dim=1)
+        size = (self.own * self.base).sqrt()  # of an unchanged column this is exactly the shared sum: it has not turned
+        cosine = torch.where(size > 0, self.shared / size, ((ours > 0) == (theirs > 0)).double())
+        return torch.stack([(ours - theirs).abs(), (1.0 - cosine).clamp_min(0.0)], dim=1)
 
 
 @dataclass(frozen=True, eq=False)

@@ -69,9 +69,14 @@ def largest_change(values: Sequence[Float[Tensor, "*n"]]) -> Float[Tensor, "*n"]
 
 
 def variance(values: Sequence[Float[Tensor, "*n"]]) -> Float[Tensor, "*n"]:
-    """Population variance per entry over the experts."""
-    mean = weighted_sum(values, [1.0] * len(values)) / len(values)
+    """Population variance per entry over the experts.
+
+    Measured from the first expert, so that it is exactly 0 where all are equal: the mean of three equal numbers may be
+    another number.
+    """
+    shifts = [value - values[0] for value in values]
+    mean = weighted_sum(shifts, [1.0] * len(shifts)) / len(shifts)
     total = torch.zeros_like(mean)
-    for value in values:
-        total.add_((value - mean).square_())
-    return total / len(values)
+    for shift in shifts:
+        total.add_((shift - mean).square_())
+    return total / len(shifts)

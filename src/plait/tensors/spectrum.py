@@ -9,7 +9,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-__all__ = ["RankRule", "effective_rank"]
+__all__ = ["LossRule", "RankRule", "effective_rank"]
+
+LossRule = Literal["risk", "risk_without_cross", "loss_elbow", "loss_elbow_without_cross"]
+"""The rules below that compare losses and so need more than a spectrum."""
 
 RankRule = Literal[
     "all",
@@ -24,6 +27,7 @@ RankRule = Literal[
     "risk",
     "risk_without_cross",
     "loss_elbow",
+    "loss_elbow_without_cross",
 ]
 """How many of the n largest eigenvalues λ of a least-squares problem θC = D are used.
 
@@ -35,7 +39,8 @@ RankRule = Literal[
   as the authors' code, whose value for the median of pure noise is too large, so that more is kept.
 - `risk`: the number that minimises ‖θC − D‖² + ‖θ‖² over truncations; `risk_without_cross`: as the authors' code, which
   drops the cross term of the first norm.
-- `loss_elbow`: the fewest that bring ‖θC − D‖² down to the share 1 − `level` of its value at the start.
+- `loss_elbow`: the fewest that bring ‖θC − D‖² down to the share 1 − `level` of its value at the start;
+  `loss_elbow_without_cross`: as the authors' code, of the same sum without its cross term.
 """
 
 
