@@ -10,18 +10,29 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plait._api import greedy_soup, merge, merge_state_dicts, plan
+    from plait._api import greedy_soup, import_mergekit, merge, merge_state_dicts, plan
     from plait.checkpoints import Checkpoint
     from plait.errors import PlaitError
     from plait.reports._reproduce import reproduce
 
 __version__ = "0.1.0"
-__all__ = ["Checkpoint", "PlaitError", "__version__", "greedy_soup", "merge", "merge_state_dicts", "plan", "reproduce"]
+__all__ = [
+    "Checkpoint",
+    "PlaitError",
+    "__version__",
+    "greedy_soup",
+    "import_mergekit",
+    "merge",
+    "merge_state_dicts",
+    "plan",
+    "reproduce",
+]
 
 _HOMES = {
     "Checkpoint": "plait.checkpoints",
     "PlaitError": "plait.errors",
     "greedy_soup": "plait._api",
+    "import_mergekit": "plait._api",
     "merge": "plait._api",
     "merge_state_dicts": "plait._api",
     "plan": "plait._api",
