@@ -266,7 +266,9 @@ def nuslerp(method: str, x: list[Tensor], base: Any, own: Any, shared: Any, draw
         a, b = a.reshape(1, -1), b.reshape(1, -1)
     turn = shared("nuslerp_row_wise", False) and not shared("nuslerp_flatten", True) and a.ndim > 1
     a, b = (v.transpose(0, -1) if turn else v for v in (a, b))
-    cosine = ((a * b).sum(-1, keepdim=True) / (a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True))).clamp(-1, 1)
+    cosine = ((a * b).sum(-1, keepdim=True) / (a.norm(dim=-1, keepdim=True) * b.norm(dim=-1, keepdim=True))).clamp(
+        -1, 1
+    )
     angle = cosine.acos()
     out = (((1 - t) * angle).sin() * a + (t * angle).sin() * b) / angle.sin()
     out = torch.where(angle.sin().abs() < 1e-6, (1 - t) * a + t * b, out)

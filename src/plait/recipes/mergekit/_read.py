@@ -188,7 +188,9 @@ def read_config(reader: Reader) -> Config:
     given = [key for key in ("models", "slices", "modules") if data.get(key)]
     if len(given) != 1:
         found = " and ".join(given) or "none of them"
-        raise reader.fail((given[0],) if given else (), f"one of models, slices, modules is needed; {found} is given.")
+        raise reader.fail(
+            (given[0],) if given else (), f"mergekit needs one of models, slices, modules; {found} is given."
+        )
     base = None if data.get("base_model") is None else reader.model(data["base_model"], ("base_model",))
     module: Mapping[str, Any] = {}
     modules: dict[str, tuple[Group, ...]] = {}
