@@ -16,13 +16,14 @@ SOURCE = Path(__file__).parent.parent / "src" / "plait"
 ROOMS: dict[str, set[str]] = {
     "architectures": set(),
     "checkpoints": {"architectures"},
+    "security": {"checkpoints", "architectures", "tensors"},
     "tensors": set(),
     "kernels": {"tensors"},
     "methods": {"tensors"},
     "recipes": {"methods", "architectures"},
     "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
     "tuning": {"engine", "methods"},
-    "reports": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
+    "reports": {"security", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}
 EVERYWHERE = {"errors", "_versions", "plait"}

@@ -1,7 +1,20 @@
 """What the parts of a model mean, inferred from names: role, depth, ties. Never an import of modelling code."""
 
 from plait.architectures._config import depth_keys, resize_depth, tie_flag
+from plait.architectures._parts import head_size, parts_of
 from plait.architectures._roles import KINDS, Role, layer_of, roles_of, with_layer
 from plait.architectures._ties import tied_to
 
-__all__ = ["KINDS", "Role", "depth_keys", "layer_of", "resize_depth", "roles_of", "tie_flag", "tied_to", "with_layer"]
+__all__ = [
+    "KINDS",
+    "Role",
+    "depth_keys",
+    "head_size",
+    "layer_of",
+    "parts_of",
+    "resize_depth",
+    "roles_of",
+    "tie_flag",
+    "tied_to",
+    "with_layer",
+]

@@ -74,6 +74,21 @@ class LazyTensor(ABC):
         return 0
 
     @property
+    def parts(self) -> tuple[LazyTensor, ...]:
+        """The tensors on disk, or in memory, that its values come from: itself, unless it is computed from others."""
+        return (self,)
+
+    @property
+    def derived(self) -> bool:
+        """Whether it is computed from other tensors."""
+        parts = self.parts
+        return len(parts) != 1 or parts[0] is not self
+
+    def factors(self) -> tuple[Tensor, Tensor] | None:
+        """The factors (m, r) and (r, n) of a low-rank change; None for anything else."""
+        return None
+
+    @property
     def readahead(self) -> int:
         """Bytes that stay in memory between two blocks, because more is fetched than is asked for."""
         return 0

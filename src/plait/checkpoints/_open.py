@@ -30,7 +30,7 @@ _SINGLE = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
-_HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_HUB_ID = re.compile(r"(?:hf://)?(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")
 _NOT_MODELS = ("optimizer", "scheduler", "training_args", "rng_state", "adapter_model", "consolidated")
 
 

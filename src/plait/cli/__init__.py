@@ -37,9 +37,9 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import diff, import_, inspect, merge, methods, reproduce, schema
+    from plait.cli import check, diff, import_, inspect, merge, methods, publish, reproduce, schema, verify
 
-    for module in (merge, import_, methods, inspect, diff, reproduce, schema):
+    for module in (merge, import_, methods, inspect, diff, check, reproduce, verify, publish, schema):
         module.register(app)
 
 
