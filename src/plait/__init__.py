@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plait._api import greedy_soup, merge, merge_state_dicts, plan
+    from plait._api import greedy_soup, import_mergekit, merge, merge_state_dicts, plan
     from plait.checkpoints import Checkpoint
     from plait.errors import PlaitError
     from plait.reports._check import check
@@ -24,6 +24,7 @@ __all__ = [
     "__version__",
     "check",
     "greedy_soup",
+    "import_mergekit",
     "merge",
     "merge_state_dicts",
     "plan",
@@ -36,6 +37,7 @@ _HOMES = {
     "PlaitError": "plait.errors",
     "check": "plait.reports._check",
     "greedy_soup": "plait._api",
+    "import_mergekit": "plait._api",
     "merge": "plait._api",
     "merge_state_dicts": "plait._api",
     "plan": "plait._api",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,12 @@ from torch import Tensor
 from plait.adapters import merge_adapter
 from plait.engine import Options, Plan, Progress, Result, compile_recipe, default_threads, execute, execute_in_memory
 from plait.errors import RecipeError
-from plait.recipes import parse_size
+from plait.recipes import Imported, import_documents, is_mergekit, parse_size, read_documents
 from plait.reports import describe_output
 from plait.tuning import Soup
 from plait.tuning import greedy_soup as cook_greedily
 
-__all__ = ["greedy_soup", "merge", "merge_state_dicts", "plan"]
+__all__ = ["greedy_soup", "import_mergekit", "merge", "merge_state_dicts", "plan"]
 
 
 def _options(memory: str | int, threads: int | None, device: str, **others: Any) -> Options:
@@ -38,6 +39,38 @@ def plan(recipe: str | Path | Mapping[str, Any]) -> Plan:
         PlaitError: everything that can be found without reading the tensors; see `plait.errors`.
     """
     return compile_recipe(recipe)
+
+
+def import_mergekit(path: str | Path, *, stage: str | None = None, relative_to: str | Path | None = None) -> Imported:
+    """Translate a mergekit recipe into one of plait's.
+
+    `merge` and `plan` take mergekit recipes as they are; this shows what they make of one.
+
+    Args:
+        path: a YAML file of one document, or of several for mergekit-multi.
+        stage: of several documents the name of the one whose result is wanted.
+        relative_to: the folder that the recipe will stand in. Paths of models, which mergekit reads from the current
+            folder, are rewritten so that they lead to the same places from there.
+
+    Returns:
+        The recipe as plain data, and notes on what is not exactly the same.
+
+    Raises:
+        RecipeError: for what mergekit would refuse, for probable typos, and for what plait cannot reproduce.
+    """
+    try:
+        documents = read_documents(Path(path).read_text(encoding="utf-8"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"the recipe {path} cannot be read: {error}.") from None
+    if not is_mergekit(documents):
+        raise RecipeError(f"{path} is no mergekit recipe: it names no merge_method.")
+    folder = Path(relative_to) if relative_to is not None else None
+
+    def rebase(model: str) -> str:
+        stays = folder is None or Path(model).is_absolute() or not Path(model).exists()
+        return model if stays else os.path.relpath(model, folder)
+
+    return import_documents(documents, stage, rebase)
 
 
 def merge(

@@ -42,6 +42,7 @@ def _register() -> None:
         check,
         diff,
         eval,
+        import_,
         inspect,
         merge,
         methods,
@@ -54,6 +55,7 @@ def _register() -> None:
 
     verbs = (
         merge,
+        import_,
         methods,
         inspect,
         diff,

@@ -156,13 +156,14 @@ def _align(
     known = [*every.values(), *([whole_model] if whole_model is not None else [])]
     roles = roles_of(name for checkpoint in known for name in checkpoint.tensors)
     copied, dropped = _picked(source, every, roles)
-    notes: list[str] = []
+    notes = list(source.notes)
     if base is not None and not chain.needs_base:
         methods = " and ".join(step.cls.name for step in chain.steps)
         notes.append(f"{methods} does not use the base: it only names the tensors and gives config and tokenizer.")
     names = _names(first, every, used, copied, dropped, notes)
     experts = tuple(models)
-    wanted = parse_dtype(recipe.dtype) if recipe.dtype else (torch.float32 if inner else None)
+    given = parse_dtype(recipe.dtype) if recipe.dtype else None
+    wanted = torch.float32 if inner and given is None else given
     jobs: list[Job] = []
     problems: list[str] = []
     whole: list[str] = []
@@ -170,7 +171,7 @@ def _align(
     for name in names:
         role = roles[name]
         if name in copied:
-            jobs.append(_copy(every[copied[name]].tensors[name], name, role, wanted, copied[name]))
+            jobs.append(_copy(every[copied[name]].tensors[name], name, role, given, copied[name]))
             continue
         found = {key: checkpoint.find(name) for key, checkpoint in used.items()}
         missing = [f"{key} ({used[key].label})" for key, tensor in found.items() if tensor is None]
@@ -198,7 +199,7 @@ def _align(
             jobs.append(_copy(tensors["base"], name, role, wanted, "base"))
             unchanged.append(name)
             continue
-        jobs.append(_merge(chain, name, role, tensors, experts, wanted))
+        jobs.append(_merge(chain, name, role, tensors, experts, wanted, given))
     _raise_problems(problems, every)
     if whole:
         notes.append(f"{len(whole)} integer or boolean tensors are copied from {first}, never averaged.")
@@ -304,6 +305,7 @@ def _merge(
     tensors: Mapping[str, LazyTensor],
     experts: tuple[str, ...],
     wanted: torch.dtype | None,
+    given: torch.dtype | None,
 ) -> Job:
     dtypes = [tensor.dtype for tensor in tensors.values()]
     kept = [tensor.kept for tensor in tensors.values()]
@@ -313,7 +315,7 @@ def _merge(
     sources = tuple(tensors[key] for key in experts)
     check_factors(methods, name, tensors)
     if all(method.copies for method in methods):
-        return _copy(sources[0], name, role, entry.dtype, experts[0])
+        return _copy(sources[0], name, role, given, experts[0])
     for method in methods:
         try:
             method.check(weights)

@@ -18,9 +18,16 @@ __all__ = ["PlannedTensor", "nested_checkpoint"]
 def nested_checkpoint(plan: Plan, name: str) -> Checkpoint:
     """Return a checkpoint whose tensors are the plan's results."""
     cache = _Cache(plan)
-    tensors: dict[str, LazyTensor] = {job.name: PlannedTensor(job, cache, name) for job in plan.jobs}
+    tensors: dict[str, LazyTensor] = {job.name: _seen(job, cache, name) for job in plan.jobs}
     donor = plan.donor
     return Checkpoint(f"{name} (nested recipe)", tensors, config=plan.config, folder=donor.folder, hub_id=donor.hub_id)
+
+
+def _seen(job: Job, cache: _Cache, label: str) -> LazyTensor:
+    """What stands for a job's result: where it is a plain copy, the tensor itself."""
+    if job.copies and job.entry.dtype == job.sources[0].dtype:
+        return job.sources[0]
+    return PlannedTensor(job, cache, label)
 
 
 class _Cache:

@@ -22,7 +22,8 @@ class ArceeFusion(Combiner):
     """Copy the expert's outstanding entries into the base, and leave the others.
 
     importance = |θ₁ − θ₀| · KL(softmax of θ₁'s row ‖ softmax of θ₀'s row); the expert's value where the importance is
-    at least median + spread · (Q₃ − Q₁) of the tensor's importances, else the base's.
+    at least median + spread · (Q₃ − Q₁) of the tensor's importances, else the base's. A quartile between two elements
+    is the lower one.
 
     mergekit estimates the quartiles of a tensor of more than a million entries from a random sample; here they are
     exact for every size, and the result is not random.
@@ -60,7 +61,7 @@ class ArceeFusion(Combiner):
     def merge(self, group: Group) -> Tensor:
         """Choose between the two models entry by entry."""
         coarse, fine = group.facts
-        first, median, third = (quantile(coarse, fine, share) for share in _SHARES)
+        first, median, third = (quantile(coarse, fine, share, interpolate=False) for share in _SHARES)
         limit = median + self.spread * (third - first)
         return torch.where(_importance(group).double() >= limit, group.experts[0], group.origin)
 

@@ -13,7 +13,7 @@ from plait.methods._contract import Group, Paper, Sparsifier, Subject, Unit
 from plait.methods._elect import ELECT_AND_MERGE
 from plait.methods._order import ROUNDS, order_statistics, survey_order
 from plait.methods._parameters import Density, Doc, Fraction, PerExpert
-from plait.methods._trim import per_expert
+from plait.methods._trim import l1_factors, l1_sums, per_expert
 from plait.tensors.selection import row_threshold
 
 __all__ = ["COMPOSITIONS", "Breadcrumbs"]
@@ -65,14 +65,19 @@ class Breadcrumbs(Sparsifier):
     counts: Annotated[
         Literal["kept", "dropped"], Doc("round down the numbers of kept entries, or those of dropped ones")
     ] = "kept"
+    rescale: Annotated[Literal["none", "l1"], Doc("scale what is kept of a tensor back to its L1 norm")] = "none"
     drop_small_tensors: Annotated[
         bool, Doc("repeat mergekit's bug: where int(gamma·n) is 0, everything is dropped")
     ] = False
 
     @property
-    def rounds(self) -> int:
-        """Rows are masked whole; a tensor's two thresholds are counted."""
+    def _counting(self) -> int:
         return ROUNDS if self.scope == "tensor" else 0
+
+    @property
+    def rounds(self) -> int:
+        """Rows are masked whole; a tensor's two thresholds are counted; one more round for L1 norms."""
+        return self._counting + (self.rescale == "l1")
 
     def unit(self, subject: Subject) -> Unit:
         """Elementwise once the thresholds are known."""
@@ -97,12 +102,20 @@ class Breadcrumbs(Sparsifier):
         return [self._kept(n, density, gamma) for density, gamma in pairs]
 
     def survey(self, group: Group) -> Any:
-        """Counts for the two thresholds of each expert."""
+        """Counts for the two thresholds of each expert, then L1 norms before and after the mask."""
+        if len(group.facts) >= self._counting:
+            return l1_sums(group.deltas, self._masked(group))
         kept = self._each(group, group.subject.numel)
         return survey_order([delta.abs() for delta in group.deltas], group.facts, lambda i, _: kept[i] or (1, 1))
 
     def sparsify(self, group: Group) -> Sequence[Tensor]:
-        """Zero what lies outside the two thresholds."""
+        """Zero what lies outside the two thresholds, and rescale."""
+        masked = self._masked(group)
+        if self.rescale == "none":
+            return masked
+        return tuple(delta * factor for delta, factor in zip(masked, l1_factors(group.facts[-1]), strict=True))
+
+    def _masked(self, group: Group) -> Sequence[Tensor]:
         if self.scope == "row":
             if not group.subject.shape:  # a scalar is no row: the authors leave it as it is
                 return group.deltas
@@ -113,7 +126,7 @@ class Breadcrumbs(Sparsifier):
             ]
         else:
             kept = self._each(group, group.subject.numel)
-            found = order_statistics(group.facts, lambda i, _: kept[i] or (1, 1))
+            found = order_statistics(group.facts[: self._counting], lambda i, _: kept[i] or (1, 1))
             limits = [pair if ranks else None for pair, ranks in zip(found, kept, strict=True)]
         return tuple(_between(delta, pair) for delta, pair in zip(group.deltas, limits, strict=True))
 

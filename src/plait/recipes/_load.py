@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,27 @@ from pydantic import BaseModel, ValidationError
 
 from plait.errors import RecipeError, suggest
 from plait.recipes._schema import Expert, Recipe, Selector, Slice
-from plait.recipes._yaml import Document, read_yaml
+from plait.recipes._yaml import Document, read_documents
+from plait.recipes.mergekit import import_documents, is_mergekit
 
 __all__ = ["Source", "describe", "load_recipe"]
 
 
 @dataclass(frozen=True)
 class Source:
-    """A recipe with where it came from."""
+    """A recipe with where it came from.
+
+    Attributes:
+        recipe: what is asked for.
+        document: the text it was read from, for the lines that errors name.
+        folder: where relative paths start.
+        notes: what an import could not carry over exactly, one sentence each.
+    """
 
     recipe: Recipe
     document: Document = field(default_factory=lambda: Document(None, ""))
     folder: Path = field(default_factory=Path.cwd)
+    notes: tuple[str, ...] = ()
 
 
 def load_recipe(given: str | Path | Mapping[str, Any] | Recipe | Source) -> Source:
@@ -39,7 +48,8 @@ def load_recipe(given: str | Path | Mapping[str, Any] | Recipe | Source) -> Sour
     if isinstance(given, Recipe):
         return Source(given)
     if isinstance(given, Mapping):
-        return Source(_validate(Document(dict(given), "")))
+        documents = [Document(dict(given), "")]
+        return _imported(documents) if is_mergekit(documents) else Source(_validate(documents[0]))
     path = Path(given)
     try:
         text = path.read_text(encoding="utf-8")
@@ -47,18 +57,24 @@ def load_recipe(given: str | Path | Mapping[str, Any] | Recipe | Source) -> Sour
         raise RecipeError(f"there is no recipe {path}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise RecipeError(f"the recipe {path} cannot be read: {error}.") from None
-    document = read_yaml(text, str(path))
-    return Source(_validate(document), document, path.resolve().parent)
+    documents = read_documents(text, str(path))
+    if is_mergekit(documents):
+        return _imported(documents)
+    if len(documents) > 1:
+        raise RecipeError(f"{documents[1].where(())}a recipe is one YAML document; here a second one begins.")
+    return Source(_validate(documents[0]), documents[0], path.resolve().parent)
+
+
+def _imported(documents: Sequence[Document]) -> Source:
+    """A mergekit recipe as one of plait's; its relative paths start at the current folder, as mergekit's do."""
+    found = import_documents(documents)
+    document = Document(found.recipe, documents[0].source)
+    return Source(_validate(document), document, notes=found.notes)
 
 
 def _validate(document: Document) -> Recipe:
     if not isinstance(document.data, Mapping):
         raise RecipeError(f"{document.where(())}a recipe is a mapping with at least a method and models.")
-    if "merge_method" in document.data:
-        raise RecipeError(
-            f"{document.where(('merge_method',))}this is a mergekit recipe (merge_method); plait does not import those "
-            "yet. Write method, base, experts and parameters instead."
-        )
     try:
         return Recipe.model_validate(document.data)
     except ValidationError as error:

@@ -55,6 +55,7 @@ class ValueRule(Selector):
     """A parameter's value for the tensors a selector picks."""
 
     value: float | int | bool | str | list[float | int] = Field(description="a number, or a list spread over depth")
+    optional: bool = Field(False, description="the rule may pick no tensor at all")
 
 
 class CopyRule(Selector):

@@ -106,9 +106,9 @@ class Rules(Value):
 
     def unused(self) -> list[str]:
         return [
-            str(selector.model_dump(exclude_none=True, exclude={"value"}))
+            str(selector.model_dump(exclude_none=True, exclude={"value", "optional"}))
             for index, (selector, _) in enumerate(self.rules)
-            if index not in self.hits
+            if index not in self.hits and not getattr(selector, "optional", False)
         ]
 
 

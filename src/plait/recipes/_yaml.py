@@ -10,7 +10,7 @@ import yaml
 
 from plait.errors import RecipeError
 
-__all__ = ["Document", "Path", "read_yaml"]
+__all__ = ["Document", "Path", "read_documents", "read_yaml"]
 
 Path: TypeAlias = tuple[str | int, ...]
 
@@ -43,10 +43,22 @@ def read_yaml(text: str, source: str) -> Document:
     """Parse one document.
 
     Raises:
+        RecipeError: for a syntax error, a duplicate key, an unsupported tag or a second document, with its line.
+    """
+    documents = read_documents(text, source)
+    if len(documents) > 1:
+        raise RecipeError(f"{documents[1].where(())}one YAML document was expected; here a second one begins.")
+    return documents[0]
+
+
+def read_documents(text: str, source: str) -> list[Document]:
+    """Parse all documents of a text, at least one.
+
+    Raises:
         RecipeError: for a syntax error, a duplicate key or an unsupported tag, with its line.
     """
     try:
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        roots = [node for node in yaml.compose_all(text, Loader=yaml.SafeLoader) if node is not None]
     except RecursionError:
         raise RecipeError(f"{source} is nested too deeply to be a recipe.") from None
     except yaml.YAMLError as error:
@@ -54,8 +66,14 @@ def read_yaml(text: str, source: str) -> Document:
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         problem = getattr(error, "problem", None) or str(error).splitlines()[0]
         raise RecipeError(f"{source}{place}: this is not YAML: {problem}.") from None
-    if root is None:
+    # an empty document between two others is nothing; one alone is an error
+    roots = [node for node in roots if not (isinstance(node, yaml.ScalarNode) and not node.value)]
+    if not roots:
         raise RecipeError(f"{source} is empty; a recipe needs at least a method and models.")
+    return [_read(root, source) for root in roots]
+
+
+def _read(root: yaml.Node, source: str) -> Document:
     document = Document(None, source)
     try:
         data = _build(root, (), document)

@@ -44,8 +44,9 @@ def count_quantiles(values: Float[Tensor, "*n"], coarse: Counts, shares: Sequenc
     return FineCounts({index: count_fine(values, index) for index in sorted(wanted)})
 
 
-def quantile(coarse: Counts, fine: FineCounts, share: float) -> float:
-    """The exact quantile of the magnitudes, from the totals of both rounds."""
+def quantile(coarse: Counts, fine: FineCounts, share: float, *, interpolate: bool = True) -> float:
+    """The exact quantile of the magnitudes, from the totals of both rounds; or the element just below it."""
     ((low, high, part),) = _located(coarse, (share,))
+    part = part if interpolate else 0.0
     first, second = kth_largest(low, fine.bins[low.bin]), kth_largest(high, fine.bins[high.bin])
     return first + part * (second - first)
