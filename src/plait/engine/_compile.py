@@ -13,6 +13,7 @@ from torch import Tensor
 
 from plait.architectures import Role, roles_of
 from plait.checkpoints import Checkpoint, Entry, Layout, LazyTensor, is_float, output_config, parse_dtype, promote
+from plait.engine._experts import open_experts, untouched
 from plait.engine._plan import Job, Plan
 from plait.engine._slices import stack_slices
 from plait.errors import IncompatibleModelsError, RecipeError, shorten, suggest
@@ -83,7 +84,7 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
         chain, models, base = _stacked(source, chain, model)
     else:
         base = model(recipe.base, "base") if recipe.base is not None else None
-        models = {name: model(entry.model, name) for name, entry in recipe.experts.items()}
+        models = open_experts(source, chain, base, model)
     _check_counts(source, chain, models, base)
     return _align(source, chain, models, base, dict(opener.inputs), nested, bool(prefix))
 
@@ -157,6 +158,7 @@ def _align(
     jobs: list[Job] = []
     problems: list[str] = []
     whole: list[str] = []
+    unchanged: list[str] = []
     for name in names:
         role = roles[name]
         if name in copied:
@@ -184,10 +186,18 @@ def _align(
             jobs.append(_copy(tensors[owner], name, role, None, owner))
             whole.append(name)
             continue
+        if all(untouched(tensors[key]) for key in experts) and "base" in tensors:
+            jobs.append(_copy(tensors["base"], name, role, wanted, "base"))
+            unchanged.append(name)
+            continue
         jobs.append(_merge(chain, name, role, tensors, experts, wanted))
     _raise_problems(problems, every)
     if whole:
         notes.append(f"{len(whole)} integer or boolean tensors are copied from {first}, never averaged.")
+    if unchanged:
+        notes.append(
+            f"{len(unchanged)} tensors are changed by no adapter: they are the base's, and take no part in counting."
+        )
     unused = chain.unused_rules()
     if unused:
         raise RecipeError(
@@ -288,7 +298,8 @@ def _merge(
     wanted: torch.dtype | None,
 ) -> Job:
     dtypes = [tensor.dtype for tensor in tensors.values()]
-    entry = Entry(name, next(iter(tensors.values())).shape, wanted or promote(dtypes))
+    kept = [tensor.kept for tensor in tensors.values()]
+    entry = Entry(name, next(iter(tensors.values())).shape, wanted or promote(kept))
     methods = tuple(step.at(name, role, experts) for step in chain.steps)
     weights = chain.weights_at(name, role)
     sources = tuple(tensors[key] for key in experts)

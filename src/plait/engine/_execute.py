@@ -88,7 +88,7 @@ class Run:
         ]
         for evaluator in self.evaluators:
             for job in evaluator.plan.jobs:
-                for source in job.sources:
+                for source in (part for tensor in job.sources for part in tensor.parts):
                     if isinstance(source, PlannedTensor):
                         source.cache.keep = options.threads + 1
                         source.cache.evaluator = next(e for e in self.evaluators if e.plan is source.cache.plan)
@@ -163,7 +163,7 @@ class Run:
     def leaves(self, job: Job) -> list[LazyTensor]:
         """The tensors on disk that a job's result depends on."""
         found: list[LazyTensor] = []
-        for source in job.sources:
+        for source in (part for tensor in job.sources for part in tensor.parts):
             found += self.leaves(source.job) if isinstance(source, PlannedTensor) else [source]
         return found
 

@@ -41,7 +41,7 @@ class InputHashes:
     def update(self, tensor: LazyTensor, start: int, count: int, data: Any) -> None:
         """Take note of the bytes of elements that were read."""
         key = id(tensor)
-        if key in self._done:
+        if key in self._done or tensor.derived:
             return
         with self._lock:
             running = self._running.setdefault(key, _Running())

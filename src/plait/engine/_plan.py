@@ -64,6 +64,11 @@ class Job:
         return not self.methods
 
     @cached_property
+    def deltas(self) -> bool:
+        """Whether an expert is given as a change of the base, so that all of them are seen as such."""
+        return any(tensor.space == "delta" for tensor in self.experts)
+
+    @cached_property
     def sources(self) -> tuple[LazyTensor, ...]:
         """Every tensor that is read."""
         return (*((self.base,) if self.base is not None else ()), *self.experts)

@@ -28,6 +28,7 @@ from torch import Tensor
 
 from plait.methods._parameters import Parameter, parameters_of
 from plait.tensors.factors import Factors, factor
+from plait.tensors.lowrank import LowRank
 from plait.tensors.randomness import Draws
 from plait.tensors.streams import Stream
 
@@ -107,6 +108,8 @@ class Group:
         offset: flat index of the block's first element within the tensor.
         draws: the source of uniform numbers of this tensor.
         merged: what the combiner returned; set for modifiers only.
+        low_rank: the deltas by their factors, where all of them are known so (adapters) and the tensor is seen whole.
+        exact: the deltas are known as such, not as differences of rounded weights.
 
     An `element` method sees 1-D blocks, a `row` method blocks of shape (rows, row), a `tensor` method the whole
     tensor in its own shape. Whole tensors are large: their experts and deltas are a `Stream`, read again at every look
@@ -125,6 +128,8 @@ class Group:
     merged: Tensor | None = None
     statistics: Mapping[str, Any] = field(default_factory=dict)
     factoriser: Callable[[Tensor], Factors] = factor
+    low_rank: Sequence[LowRank] | None = None
+    exact: bool = False
 
     @property
     def name(self) -> str:
@@ -165,7 +170,7 @@ class Group:
 
     def with_deltas(self, deltas: Sequence[Tensor]) -> Group:
         """Return the group with other deltas on the same base."""
-        return replace(self, given=tuple(deltas), given_deltas=True)
+        return replace(self, given=tuple(deltas), given_deltas=True, low_rank=None)
 
     def with_facts(self, facts: Sequence[Any]) -> Group:
         """Return the group as another method sees it, with that method's survey totals."""

@@ -124,8 +124,8 @@ def squared_norms(deltas: Sequence[Tensor]) -> list[float]:
 
 
 def noise(group: Group) -> float:
-    """Singular values up to this are rounding in a single delta."""
-    return rounding_floor(group.origin)
+    """Singular values up to this are rounding in a single delta; an adapter's deltas have none."""
+    return 0.0 if group.exact else rounding_floor(group.origin)
 
 
 def rank_share(group: Group) -> int:

@@ -82,8 +82,17 @@ class Expert(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    model: str | Recipe = Field(description="path, URL, Hub id or nested recipe")
+    model: str | Recipe | None = Field(
+        None, description="path, URL, Hub id, nested recipe, an adapter, or MODEL+ADAPTER"
+    )
+    adapter: str | None = Field(None, description="an adapter on `model`, or on the recipe's base where none is named")
     weight: Any = Field(None, description="weight of this expert: a number, a list spread over depth, or rules")
+
+    @model_validator(mode="after")
+    def _named(self) -> Expert:
+        if self.model is None and self.adapter is None:
+            raise ValueError("an expert needs a model or an adapter")
+        return self
 
     @property
     def parameters(self) -> dict[str, Any]:
