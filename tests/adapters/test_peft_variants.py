@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import peft_models as tiny
 import pytest
 import torch
 from torch import nn
 
-import peft_models as tiny
 import plait
 from models import read
 

@@ -16,6 +16,7 @@ from plait.checkpoints import Checkpoint, Entry, Layout, LazyTensor, is_float, o
 from plait.engine._experts import open_experts, untouched
 from plait.engine._plan import Job, Plan
 from plait.engine._slices import stack_slices
+from plait.engine._unify import unify
 from plait.errors import IncompatibleModelsError, RecipeError, shorten, suggest
 from plait.recipes import Chain, Recipe, Source, load_recipe, parse_size, resolve_chain, selects
 
@@ -140,15 +141,14 @@ def _align(
     inner: bool,
 ) -> Plan:
     recipe, where = source.recipe, source.document.where
-    every: dict[str, Checkpoint] = {**({"base": base} if base is not None else {}), **models}
-    first = recipe.files_from or next(iter(every))
-    if first not in every:
-        raise RecipeError(f"{where(('files_from',))}files_from names {first!r}; models are {', '.join(every)}.")
-    donor = every[first]
+    united = unify(source, {**({"base": base} if base is not None else {}), **models})
+    every, first, donor = united.models, united.first, united.models[united.first]
+    base, models = every.get("base"), {name: every[name] for name in models}
     used = {**({"base": base} if base is not None and chain.needs_base else {}), **models}
     roles = roles_of(name for checkpoint in every.values() for name in checkpoint.tensors)
     copied, dropped = _picked(source, every, roles)
-    notes: list[str] = []
+    copied = dict.fromkeys((n for n in donor.tensors if n in united.rest and n not in dropped), first) | copied
+    notes = list(united.notes)
     if base is not None and not chain.needs_base:
         methods = " and ".join(step.cls.name for step in chain.steps)
         notes.append(f"{methods} does not use the base: it only names the tensors and gives config and tokenizer.")
@@ -207,7 +207,8 @@ def _align(
     _check_constant(chain, jobs)
     if not jobs:
         raise IncompatibleModelsError("nothing is left to merge: every tensor is dropped.")
-    layout = Layout.plan([job.entry for job in jobs], parse_size(recipe.shard_size, "shard_size"))
+    size = parse_size(recipe.shard_size, "shard_size")
+    layout = Layout.plan([job.entry for job in jobs], size, {c.name: c.stem for c in donor.components.values()})
     sizes: Counter[torch.dtype] = Counter()
     for job in jobs:
         if is_float(job.entry.dtype):
@@ -285,7 +286,7 @@ def _raise_problems(problems: list[str], every: Mapping[str, Checkpoint]) -> Non
 
 
 def _copy(tensor: LazyTensor, name: str, role: Role, wanted: torch.dtype | None, origin: str) -> Job:
-    dtype = wanted if wanted is not None and is_float(tensor.dtype) else tensor.dtype
+    dtype = wanted if wanted is not None and is_float(tensor.dtype) else tensor.kept
     return Job(Entry(name, tensor.shape, dtype), role, (tensor,), origin=origin)
 
 
