@@ -162,7 +162,8 @@ def _align(
     for name in names:
         role = roles[name]
         if name in copied:
-            jobs.append(_copy(every[copied[name]].tensors[name], name, role, wanted, copied[name]))
+            own = name in united.rest and donor.components  # a component that nobody asked to change
+            jobs.append(_copy(every[copied[name]].tensors[name], name, role, None if own else wanted, copied[name]))
             continue
         found = {key: checkpoint.find(name) for key, checkpoint in used.items()}
         missing = [f"{key} ({used[key].label})" for key, tensor in found.items() if tensor is None]

@@ -159,7 +159,7 @@ def _components(source: Source, models: Mapping[str, Checkpoint], first: str) ->
                 found.models[key] = with_tensors(found.models[key], others | own)
     kept = dict.fromkeys(name.partition("/")[0] for name in rest)
     if kept:
-        found.notes.append(f"only {', '.join(wanted)} is merged; {', '.join(kept)} is kept as it is in {first}.")
+        found.notes.append(f"merged: {', '.join(wanted)}; kept as in {first}: {', '.join(kept)}.")
     return found
 
 

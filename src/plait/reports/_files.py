@@ -37,7 +37,8 @@ def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
     for component in plan.donor.components.values():
         if component.config is not None and {"dtype", "torch_dtype"} & set(component.config):
             config = output_config(component.config, _dtype_of(plan, component.name))
-            files[f"{component.name}/config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+            if config != component.config:
+                files[f"{component.name}/config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     if plan.config is not None:
         files["config.json"] = (json.dumps(plan.config, indent=2) + "\n").encode()
     files[RECIPE] = recipe_text(plan).encode()
