@@ -127,14 +127,22 @@ def _named(part: Shapes, whole: Shapes, moved: Mapping[str, str], edits: tuple[t
         taken.add(found[name])
     for name in outside:
         ways = [_swap(name, old, new) for old, new in edits]
-        tail = name.split(".", 1)[-1] if name.count(".") > 1 else name
-        ends = [other for other in whole if other.endswith(f".{tail}") and whole[other] == part[name]]
-        ways += [name, ends[0] if len(ends) == 1 and layer_of(name) is None and moved else None]
+        ways += [name, *_heads(name, whole)]
         fitting = next((w for w in ways if w is not None and w in whole and w not in taken), None)
         if fitting is not None:
             found[name] = fitting
             taken.add(fitting)
     return found
+
+
+def _heads(name: str, whole: Shapes) -> list[str]:
+    """The output projection, which libraries have moved in and out of the tower."""
+    at = f".{name}".rfind(".lm_head.")
+    if at < 0:
+        return []
+    tail = name[at:]
+    found = [other for other in whole if other == tail or other.endswith(f".{tail}")]
+    return found if len(found) == 1 else []
 
 
 def _rest(
