@@ -6,10 +6,13 @@ from plait.architectures._modules import match_flat, match_modules
 from plait.architectures._parts import head_size, parts_of
 from plait.architectures._roles import KINDS, Role, layer_of, roles_of, with_layer
 from plait.architectures._ties import tied_to
+from plait.architectures._views import Range, View, view_of
 
 __all__ = [
     "KINDS",
+    "Range",
     "Role",
+    "View",
     "depth_keys",
     "expert_modules",
     "head_size",
@@ -22,5 +25,6 @@ __all__ = [
     "split_experts",
     "tie_flag",
     "tied_to",
+    "view_of",
     "with_layer",
 ]

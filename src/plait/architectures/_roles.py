@@ -36,7 +36,7 @@ class Role:
 _PATTERNS: tuple[tuple[str, re.Pattern[str]], ...] = (
     ("norm", re.compile(r"norm|(?<![a-z])ln(_?\d+|_f|_pre|_post|_final)?(?![a-z])|(?<![a-z])bn\d*(?![a-z])")),
     ("router", re.compile(r"router|(?<![a-z])(mlp|moe|block_sparse_moe|feed_forward)\.gate(?!_)(?![a-z])")),
-    ("mlp", re.compile(r"(?<![a-z])mlp(?![a-z])|ffn|feed_?forward|densereludense|experts")),
+    ("mlp", re.compile(r"(?<![a-z])mlp(?![a-z])|ffn|(?<![a-z])ff(_context)?\.|feed_?forward|densereludense|experts")),
     (
         "attention",
         re.compile(
@@ -56,8 +56,12 @@ _EMBEDDING = re.compile(
     r"embed|(?<![a-z])(wte|wpe|shared|cls_token|class_token|mask_token|pos_emb|positional|tok_emb)(?![a-z])"
 )
 _HEAD = re.compile(
-    r"(?<![a-z])(lm_head|classifier|score|head|heads|cls|qa_outputs|embed_out|output|logits|text_projection"
-    r"|visual_projection|pooler)(?![a-z])"
+    r"(?<![a-z])(lm_head|classifier|score|head|heads|cls(?!_token)|qa_outputs|embed_out|output|logits|text_projection"
+    r"|visual_projection|pooler)(?![a-z])|^(decoder|proj_out|conv_out|conv_norm_out)\.(weight|bias)$"
+)
+#: what stands in front of all layers without being called an embedding
+_EARLY = re.compile(
+    r"embed|(?<![a-z])(conv\d|conv_in|stem|patch\w*|feature_(extractor|projection)|pre_layrnorm)(?![a-z])"
 )
 _NUMBER = re.compile(r"(?:^|\.)([0-9]{1,6})(?=\.)")
 
@@ -110,7 +114,7 @@ def roles_of(names: Iterable[str]) -> dict[str, Role]:
         expert = re.search(r"experts\.(\d+)\.", name)
         number = int(expert.group(1)) if expert else None
         if place is None:
-            early = kind == "embedding" or "embed" in name.lower()
+            early = kind == "embedding" or _EARLY.search(name.lower()) is not None
             roles[name] = Role(kind, depth=0.0 if early else 1.0)
             continue
         stack, layer = place

@@ -3,7 +3,7 @@
 from plait.checkpoints._adapted import adapted, changes_alone
 from plait.checkpoints._adapter import Adapter, Module, read_adapter
 from plait.checkpoints._adapter_tensors import DifferenceTensor, LowRankTensor, ZeroTensor
-from plait.checkpoints._base import Checkpoint, LazyTensor
+from plait.checkpoints._base import Checkpoint, Component, LazyTensor
 from plait.checkpoints._dtypes import RECIPE_DTYPES, is_float, parse_dtype, promote, safetensors_name, short
 from plait.checkpoints._layout import Entry, Layout, Shard
 from plait.checkpoints._memory import MemoryTensor
@@ -11,14 +11,17 @@ from plait.checkpoints._open import open_checkpoint
 from plait.checkpoints._remote_path import AnyPath, RemotePath
 from plait.checkpoints._sidecar import carried_files, output_config
 from plait.checkpoints._urls import is_url, local_path
+from plait.checkpoints._views import JoinedTensor, seen_as, with_tensors
 
 __all__ = [
     "RECIPE_DTYPES",
     "Adapter",
     "AnyPath",
     "Checkpoint",
+    "Component",
     "DifferenceTensor",
     "Entry",
+    "JoinedTensor",
     "Layout",
     "LazyTensor",
     "LowRankTensor",
@@ -39,5 +42,7 @@ __all__ = [
     "promote",
     "read_adapter",
     "safetensors_name",
+    "seen_as",
     "short",
+    "with_tensors",
 ]

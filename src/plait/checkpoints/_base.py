@@ -6,6 +6,7 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,7 +18,7 @@ from plait.architectures import tie_flag, tied_to
 from plait.checkpoints._remote_path import AnyPath
 from plait.errors import CheckpointError
 
-__all__ = ["Checkpoint", "LazyTensor"]
+__all__ = ["Checkpoint", "Component", "LazyTensor"]
 
 
 class LazyTensor(ABC):
@@ -105,6 +106,23 @@ class LazyTensor(ABC):
         return f"{type(self).__name__}({self.name!r}, {list(self.shape)}, {self.dtype}, {self.source!r})"
 
 
+@dataclass(frozen=True)
+class Component:
+    """One model of a folder of several: a pipeline's, or a module of sentence-transformers.
+
+    Attributes:
+        name: its folder, relative to the whole; its tensors are called `name/…`.
+        stem: how its weight files are called.
+        config: contents of its config.json.
+        chosen: whether a recipe has to say that it is merged.
+    """
+
+    name: str
+    stem: str = "model"
+    config: dict[str, Any] | None = None
+    chosen: bool = False
+
+
 class Checkpoint:
     """A set of named lazy tensors with what lies beside them.
 
@@ -119,6 +137,8 @@ class Checkpoint:
         opened: the files here that were opened, as they were then.
         restamp: reads the stamp anew, for files that can change while they are open.
         adapter: contents of adapter_config.json, or what stands in the file in its place; None for a model.
+        components: the models that a folder of several consists of, by the folder each lies in.
+        quantized: how its weights are quantised on disk, in words; empty if they are not.
     """
 
     def __init__(
@@ -134,6 +154,8 @@ class Checkpoint:
         opened: Mapping[Path, os.stat_result] | None = None,
         restamp: Callable[[], str] | None = None,
         adapter: Mapping[str, Any] | None = None,
+        components: Mapping[str, Component] | None = None,
+        quantized: str = "",
     ) -> None:
         self.label = label
         self.tensors = tensors
@@ -145,6 +167,8 @@ class Checkpoint:
         self.opened = dict(opened or {})
         self.restamp = restamp
         self.adapter = adapter
+        self.components = dict(components or {})
+        self.quantized = quantized
 
     @classmethod
     def open(cls, reference: str | Path | Mapping[str, Tensor], *, relative_to: Path | None = None) -> Checkpoint:

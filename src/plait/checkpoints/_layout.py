@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,8 +12,6 @@ import torch
 from plait.checkpoints._dtypes import safetensors_name
 
 __all__ = ["Entry", "Layout", "Shard"]
-
-INDEX = "model.safetensors.index.json"
 
 
 @dataclass(frozen=True)
@@ -37,10 +35,23 @@ class Entry:
 
 @dataclass(frozen=True)
 class Shard:
-    """One output file: its tensors in order, and its header."""
+    """One output file: its tensors in order, and its header.
+
+    Attributes:
+        name: the file, relative to the output.
+        entries: its tensors.
+        folder: the component whose file it is; empty for a model that is none. Names in the file are without it.
+        stem: how the files of this model are called.
+    """
 
     name: str
     entries: tuple[Entry, ...]
+    folder: str = ""
+    stem: str = "model"
+
+    def key(self, entry: Entry) -> str:
+        """What a tensor is called in the file."""
+        return entry.name.removeprefix(f"{self.folder}/") if self.folder else entry.name
 
     @cached_property
     def header(self) -> bytes:
@@ -49,7 +60,7 @@ class Shard:
         offset = 0
         for entry in self.entries:
             span = [offset, offset + entry.nbytes]
-            fields[entry.name] = {
+            fields[self.key(entry)] = {
                 "dtype": safetensors_name(entry.dtype),
                 "shape": list(entry.shape),
                 "data_offsets": span,
@@ -72,25 +83,23 @@ class Layout:
     shards: tuple[Shard, ...]
 
     @classmethod
-    def plan(cls, entries: Sequence[Entry], shard_size: int) -> Layout:
-        """Fill shards of at most `shard_size` bytes (a larger tensor gets a shard of its own) in the given order."""
-        groups: list[list[Entry]] = [[]]
-        used = 0
+    def plan(cls, entries: Sequence[Entry], shard_size: int, stems: Mapping[str, str] | None = None) -> Layout:
+        """Fill shards of at most `shard_size` bytes (a larger tensor gets a shard of its own) in the given order.
+
+        Args:
+            entries: all tensors.
+            shard_size: bytes.
+            stems: for a folder of several models, each one's folder and how its files are called; tensors whose names
+                begin with one of the folders go there.
+        """
+        models: dict[str, list[Entry]] = {}
         for entry in entries:
-            if groups[-1] and used + entry.nbytes > shard_size:
-                groups.append([])
-                used = 0
-            groups[-1].append(entry)
-            used += entry.nbytes
-        count = len(groups)
-        names = (
-            ["model.safetensors"]
-            if count == 1
-            else [f"model-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
-        )
-        # Wider dtypes first within a file keep every tensor aligned to its element size.
-        ordered = [tuple(sorted(group, key=lambda e: -e.dtype.itemsize)) for group in groups]
-        return cls(tuple(Shard(name, group) for name, group in zip(names, ordered, strict=True)))
+            folder = next((f for f in stems or {} if entry.name.startswith(f"{f}/")), "")
+            models.setdefault(folder, []).append(entry)
+        shards: list[Shard] = []
+        for folder, members in models.items():
+            shards += _fill(members, shard_size, folder, (stems or {}).get(folder, "model"))
+        return cls(tuple(shards))
 
     @cached_property
     def places(self) -> dict[str, tuple[Shard, int]]:
@@ -113,14 +122,44 @@ class Layout:
         """Size of all files."""
         return sum(shard.size for shard in self.shards)
 
-    def index(self) -> str | None:
-        """Contents of the index file, or None for a single file."""
-        if len(self.shards) == 1:
-            return None
-        entries = self.entries
-        metadata = {
-            "total_parameters": sum(e.numel for e in entries),
-            "total_size": sum(e.nbytes for e in entries),
+    def indices(self) -> dict[str, str]:
+        """Contents of the index files, by name; none for a model in a single file."""
+        models: dict[tuple[str, str], list[Shard]] = {}
+        for shard in self.shards:
+            models.setdefault((shard.folder, shard.stem), []).append(shard)
+        return {
+            f"{folder}/{stem}.safetensors.index.json".lstrip("/"): _index(shards)
+            for (folder, stem), shards in models.items()
+            if len(shards) > 1
         }
-        weight_map = {e.name: shard.name for shard in self.shards for e in shard.entries}
-        return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, ensure_ascii=False) + "\n"
+
+
+def _fill(entries: Sequence[Entry], shard_size: int, folder: str, stem: str) -> list[Shard]:
+    groups: list[list[Entry]] = [[]]
+    used = 0
+    for entry in entries:
+        if groups[-1] and used + entry.nbytes > shard_size:
+            groups.append([])
+            used = 0
+        groups[-1].append(entry)
+        used += entry.nbytes
+    count = len(groups)
+    names = (
+        [f"{stem}.safetensors"]
+        if count == 1
+        else [f"{stem}-{i + 1:05d}-of-{count:05d}.safetensors" for i in range(count)]
+    )
+    # Wider dtypes first within a file keep every tensor aligned to its element size.
+    ordered = [tuple(sorted(group, key=lambda e: -e.dtype.itemsize)) for group in groups]
+    prefix = f"{folder}/" if folder else ""
+    return [Shard(prefix + name, group, folder, stem) for name, group in zip(names, ordered, strict=True)]
+
+
+def _index(shards: Sequence[Shard]) -> str:
+    entries = [entry for shard in shards for entry in shard.entries]
+    metadata = {
+        "total_parameters": sum(e.numel for e in entries),
+        "total_size": sum(e.nbytes for e in entries),
+    }
+    weight_map = {shard.key(e): shard.name.rpartition("/")[2] for shard in shards for e in shard.entries}
+    return json.dumps({"metadata": metadata, "weight_map": weight_map}, indent=2, ensure_ascii=False) + "\n"

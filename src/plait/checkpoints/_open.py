@@ -13,18 +13,19 @@ from torch import Tensor
 
 from plait.checkpoints._adapter_config import METADATA
 from plait.checkpoints._adapter_keys import is_adapter_names
-from plait.checkpoints._base import Checkpoint, LazyTensor
+from plait.checkpoints._base import Checkpoint, Component, LazyTensor
 from plait.checkpoints._memory import tensors_of
 from plait.checkpoints._ranges import LocalFile
 from plait.checkpoints._remote_path import AnyPath, RemotePath
 from plait.checkpoints._safetensors import SafetensorsFile
 from plait.checkpoints._torch_files import load_torch_file
+from plait.checkpoints._tree import PIPELINE, component_folders, holds_weights
 from plait.checkpoints._urls import is_url, local_path
 from plait.errors import CheckpointError, MissingModelError, QuantizedCheckpointError, UnsafeFileError, shorten
 
 __all__ = ["WEIGHT_SUFFIXES", "open_checkpoint"]
 
-TORCH_SUFFIXES = (".bin", ".pt", ".pth")
+TORCH_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 WEIGHT_SUFFIXES = (".safetensors", *TORCH_SUFFIXES)
 _SINGLE = (
     "model.safetensors",
@@ -116,6 +117,36 @@ def _read_file(path: AnyPath) -> dict[str, LazyTensor]:
 
 
 def _open_folder(folder: AnyPath, label: str) -> Checkpoint:
+    """Open a model, or a folder of several: their tensors are then called by the folder they lie in."""
+    pipeline = (folder / PIPELINE).is_file()
+    parts = [name for name in component_folders(folder) if holds_weights(folder / name)]
+    if not parts:
+        return _open_model(folder, label)
+    root = None if pipeline or not holds_weights(folder) else _open_model(folder, label)
+    tensors: dict[str, LazyTensor] = dict(root.tensors) if root is not None else {}
+    components: dict[str, Component] = {}
+    for name in parts:
+        part = _open_model(folder / name, f"{label}/{name}")
+        tensors |= {f"{name}/{key}": tensor for key, tensor in part.tensors.items()}
+        file = next(iter(part.tensors.values())).source.rpartition("/")[2]
+        stem = "diffusion_pytorch_model" if file.startswith("diffusion_pytorch_model") else "model"
+        components[name] = Component(name, stem, part.config, pipeline)
+    sources = dict.fromkeys(tensor.source for tensor in tensors.values())
+    files: list[AnyPath] = [folder / source.removeprefix(f"{folder}/") for source in sources]
+    config = root.config if root is not None else None
+    files += [folder / "config.json"] if config is not None else []
+    return Checkpoint(
+        label,
+        tensors,
+        config=config,
+        folder=folder,
+        stamp=_stamp(files),
+        opened=_states(files),
+        components=components,
+    )
+
+
+def _open_model(folder: AnyPath, label: str) -> Checkpoint:
     config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
     _refuse_quantized(config, folder)
     files, weight_map = _weight_files(folder)

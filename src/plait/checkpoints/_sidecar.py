@@ -11,6 +11,7 @@ import torch
 
 from plait.checkpoints._dtypes import short
 from plait.checkpoints._remote_path import AnyPath
+from plait.checkpoints._tree import component_files
 
 __all__ = ["carried_files", "output_config"]
 
@@ -44,11 +45,12 @@ def carried_files(folder: AnyPath | None) -> list[PurePath]:
     found: list[Any] = [
         p for p in folder.iterdir() if p.is_file() and any(fnmatch.fnmatch(p.name, mask) for mask in _CARRIED)
     ]
+    own = component_files(folder)
     if (folder / "modules.json").is_file():  # sentence-transformers keeps small modules in numbered folders
         found += [p for p in folder.glob("[0-9]*_*/config.json") if p.is_file()]
     if (folder / "additional_chat_templates").is_dir():
         found += [p for p in (folder / "additional_chat_templates").glob("*.jinja") if p.is_file()]
-    return sorted(p.relative_to(folder) for p in found)
+    return sorted({*(p.relative_to(folder) for p in found), *own})
 
 
 def output_config(config: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from plait.engine._changes import as_adapter, only_changes
 from plait.engine._experts import check_factors, open_experts, untouched
 from plait.engine._plan import Job, Plan
 from plait.engine._slices import stack_slices
+from plait.engine._unify import unify
 from plait.errors import IncompatibleModelsError, RecipeError, shorten, suggest
 from plait.recipes import Chain, Recipe, Source, load_recipe, parse_size, resolve_chain, selects
 
@@ -147,16 +148,15 @@ def _align(
     whole_model: Checkpoint | None = None,
 ) -> Plan:
     recipe, where = source.recipe, source.document.where
-    every: dict[str, Checkpoint] = {**({"base": base} if base is not None else {}), **models}
-    first = recipe.files_from or next(iter(every))
-    if first not in every:
-        raise RecipeError(f"{where(('files_from',))}files_from names {first!r}; models are {', '.join(every)}.")
-    donor = every[first]
+    united = unify(source, {**({"base": base} if base is not None else {}), **models})
+    every, first, donor = united.models, united.first, united.models[united.first]
+    base, models = every.get("base"), {name: every[name] for name in models}
     used = {**({"base": base} if base is not None and chain.needs_base else {}), **models}
     known = [*every.values(), *([whole_model] if whole_model is not None else [])]
     roles = roles_of(name for checkpoint in known for name in checkpoint.tensors)
     copied, dropped = _picked(source, every, roles)
-    notes = list(source.notes)
+    copied = dict.fromkeys((n for n in donor.tensors if n in united.rest and n not in dropped), first) | copied
+    notes = [*source.notes, *united.notes]
     if base is not None and not chain.needs_base:
         methods = " and ".join(step.cls.name for step in chain.steps)
         notes.append(f"{methods} does not use the base: it only names the tensors and gives config and tokenizer.")
@@ -171,7 +171,8 @@ def _align(
     for name in names:
         role = roles[name]
         if name in copied:
-            jobs.append(_copy(every[copied[name]].tensors[name], name, role, given, copied[name]))
+            own = name in united.rest and donor.components  # a component that nobody asked to change
+            jobs.append(_copy(every[copied[name]].tensors[name], name, role, None if own else given, copied[name]))
             continue
         found = {key: checkpoint.find(name) for key, checkpoint in used.items()}
         missing = [f"{key} ({used[key].label})" for key, tensor in found.items() if tensor is None]
@@ -216,7 +217,8 @@ def _align(
     _check_constant(chain, jobs)
     if not jobs:
         raise IncompatibleModelsError("nothing is left to merge: every tensor is dropped.")
-    layout = Layout.plan([job.entry for job in jobs], parse_size(recipe.shard_size, "shard_size"))
+    size = parse_size(recipe.shard_size, "shard_size")
+    layout = Layout.plan([job.entry for job in jobs], size, {c.name: c.stem for c in donor.components.values()})
     sizes: Counter[torch.dtype] = Counter()
     for job in jobs:
         if is_float(job.entry.dtype):
@@ -294,7 +296,7 @@ def _raise_problems(problems: list[str], every: Mapping[str, Checkpoint]) -> Non
 
 
 def _copy(tensor: LazyTensor, name: str, role: Role, wanted: torch.dtype | None, origin: str) -> Job:
-    dtype = wanted if wanted is not None and is_float(tensor.dtype) else tensor.dtype
+    dtype = wanted if wanted is not None and is_float(tensor.dtype) else tensor.kept
     return Job(Entry(name, tensor.shape, dtype), role, (tensor,), origin=origin)
 
 

@@ -109,10 +109,7 @@ def execute(
         result = replace(_fill(plan, output, run, progress, executor, timings), timings=timings, path=run.path())
         for fusion in (e.fusion for e in run.evaluators if e.fusion is not None):
             timings.add("compile", *fusion.spent)
-        files: dict[str, bytes] = {}
-        index = plan.layout.index()
-        if index is not None:
-            files["model.safetensors.index.json"] = index.encode()
+        files = {name: text.encode() for name, text in plan.layout.indices().items()}
         if describe is not None:
             files |= describe(plan, result)
         check_unchanged(plan)

@@ -93,7 +93,7 @@ def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
         raise OutputError(f"the folder {parent} cannot be written to.")
     held = 0
     with suppress(FileNotFoundError):  # another process is finishing it this moment
-        held = sum(p.stat().st_blocks * 512 for p in partial_of(out).glob("*.safetensors"))
+        held = sum(p.stat().st_blocks * 512 for p in partial_of(out).rglob("*.safetensors"))
     free = shutil.disk_usage(parent).free
     needed = plan.layout.nbytes + (1 << 20)
     if needed > free + held:
@@ -193,6 +193,7 @@ class GrowingOutput:
         self.journal.start()
         for shard in self.layout.shards:
             path = self.partial / shard.name
+            path.parent.mkdir(exist_ok=True)
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             self._files[shard.name] = handle
             os.ftruncate(handle, shard.size)

@@ -27,6 +27,11 @@ __all__ = ["FolderSink", "RemoteSink", "ShardFile", "Sink"]
 _SPOOL = "plait-spool-"
 
 
+def _flat(shard: Shard) -> str:
+    """A shard's name without the folder that it will lie in."""
+    return shard.name.replace("/", "--")
+
+
 @contextmanager
 def _explained(path: Path) -> Iterator[None]:
     try:
@@ -121,7 +126,7 @@ class FolderSink:
                 f"a worker does not see {self.partial}: the output must lie on a file system that all of them share, "
                 "or be a URL."
             )
-        path = self.work / f"{shard.name}.{uuid.uuid4().hex}.part"
+        path = self.work / f"{_flat(shard)}.{uuid.uuid4().hex}.part"
         return ShardFile(path, shard, self.partial / shard.name if resume else None)
 
     def deliver(self, file: ShardFile) -> dict[str, Any]:
@@ -150,10 +155,10 @@ class RemoteSink:
             _sweep(home)
             making = Path(tempfile.mkdtemp(prefix=f".{_SPOOL}", dir=home))
         try:
-            file = ShardFile(making / shard.name, shard)
+            file = ShardFile(making / _flat(shard), shard)
             file.lock()  # before it has the name that others look for when they clear away what is left
             with _explained(home):
-                file.path = making.rename(home / making.name[1:]) / shard.name
+                file.path = making.rename(home / making.name[1:]) / _flat(shard)
         except BaseException:
             shutil.rmtree(making, ignore_errors=True)
             raise

@@ -132,6 +132,10 @@ class Recipe(_Strict):
     seed: int = Field(0, ge=0, description="seed of random methods")
     drop: list[Selector] = Field(default_factory=list, description="tensors left out of the output")
     copy_: list[CopyRule] = Field(default_factory=list, alias="copy", description="tensors taken from one model")
+    components: str | list[str] | None = Field(None, description="components of a pipeline that are merged")
+    tower: str | None = Field(
+        None, description="prefix of the part of the larger model that the other models are merged into"
+    )
     files_from: str | None = Field(None, description="whose config, tokenizer and templates: 'base' or an expert")
     allow_nonfinite: bool = Field(False, description="accept NaN and infinity in inputs and output")
     shard_size: Annotated[str | int, Field(description="largest output file, e.g. 5GB")] = "5GB"

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
-from plait.checkpoints import carried_files
+import torch
+
+from plait.checkpoints import carried_files, is_float, output_config
 from plait.engine import Plan, Result
 from plait.errors import ReadError
 from plait.reports._card import model_card
@@ -31,9 +34,23 @@ def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
                 f"{error.filename or folder}, which belongs to the merged model too, cannot be read: {error.strerror}. "
                 "Put it back, then run the same command again."
             ) from None
+    for component in plan.donor.components.values():
+        if component.config is not None and {"dtype", "torch_dtype"} & set(component.config):
+            config = output_config(component.config, _dtype_of(plan, component.name))
+            if config != component.config:
+                files[f"{component.name}/config.json"] = (json.dumps(config, indent=2) + "\n").encode()
     if plan.config is not None:
         files["config.json"] = (json.dumps(plan.config, indent=2) + "\n").encode()
     files[RECIPE] = recipe_text(plan).encode()
     files[MANIFEST] = (json.dumps(manifest(plan, result), indent=1, ensure_ascii=False) + "\n").encode()
     files["README.md"] = model_card(plan).encode()
     return files
+
+
+def _dtype_of(plan: Plan, component: str) -> torch.dtype:
+    """The dtype that most of a component has."""
+    sizes: Counter[torch.dtype] = Counter()
+    for job in plan.jobs:
+        if job.name.startswith(f"{component}/") and is_float(job.entry.dtype):
+            sizes[job.entry.dtype] += job.entry.numel
+    return sizes.most_common(1)[0][0] if sizes else torch.float32
