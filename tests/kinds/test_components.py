@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from models import read, tree
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import plait
+from models import read, tree
 from plait.errors import IncompatibleModelsError, RecipeError, UnsafeFileError
 from plait.reports import verify
 from plait.reports._reproduce import reproduce
