@@ -86,7 +86,10 @@ class Traced(Tensor):
         name: str = func.__name__
         if name in _FACTS:  # shape, dtype and the like are known
             with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
+                found = func(*args, **(kwargs or {}))
+            if isinstance(found, Tensor):
+                raise Untraceable("another view of a tensor")
+            return found
         return _Call(name, args, dict(kwargs or {})).result()
 
     def summarised(self, kind: str, *others: Any) -> Pending:
