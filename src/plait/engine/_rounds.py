@@ -57,7 +57,8 @@ class _Rounds:
         self.step = step
         self.total = sum(job.entry.numel for job in jobs)
         self._bound: dict[Any, Bound] = {}
-        self._lead, self._first = "", None  # the largest job, and its first round
+        self._lead = ""  # the largest job …
+        self._first: tuple[Graph, Any] | None = None  # … and its first round
         sizes = accumulate((job.entry.numel for job in jobs), initial=0)
         self._offsets = dict(zip((job.name for job in jobs), sizes, strict=False))
 
