@@ -57,7 +57,8 @@ def _plait(job: Job, scratch: Path, same: bool = False) -> dict[str, Any]:
         found |= {"phases": told["phases"], "phases_cpu": told.get("cpu", {}), "path": told.get("path", {})}
         found["work"] = sum(s for phase, s in told["phases"].items() if phase not in START_UP)
         found["work_from"] = "timings"
-        found["exit"] = found["wall"] - sum(told["phases"].values())  # what follows the merge, and what is in no phase
+        taken = sum(s for phase, s in told["phases"].items() if phase != "compile")  # it is part of others
+        found["exit"] = found["wall"] - taken  # what follows the merge, and what is in no phase
         if found["phases_cpu"]:
             found["work_cpu"] = sum(s for phase, s in found["phases_cpu"].items() if phase not in START_UP)
     else:

@@ -7,6 +7,7 @@ import sys
 
 import typer
 
+from plait.cli._collector import farewell
 from plait.cli._signals import listening
 from plait.errors import InterruptedRunError, PlaitError
 
@@ -95,6 +96,8 @@ def main() -> None:
         except OSError as error:  # what nobody has foreseen: still one message with the name of the file
             _say(f"{error.filename}: {error.strerror}." if error.filename else f"{error}.")
             sys.exit(1)
+        finally:
+            farewell()
 
 
 def _say(text: str) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from plait.cli._collector import loading
+
 __all__ = ["register"]
 
 
@@ -61,13 +63,14 @@ def register(app: typer.Typer) -> None:
 
         Killed at any moment, the same command continues where it stopped and gives the same bytes.
         """
-        from plait._api import merge as run
-        from plait._api import plan as compile_plan
-        from plait.cli._plan_table import print_plan
-        from plait.cli._progress import Display
-        from plait.cli._signals import stoppable
-        from plait.cli._timings import since_start, write_timings
-        from plait.errors import RecipeError
+        with loading():
+            from plait._api import merge as run
+            from plait._api import plan as compile_plan
+            from plait.cli._plan_table import print_plan
+            from plait.cli._progress import Display
+            from plait.cli._signals import stoppable
+            from plait.cli._timings import since_start, write_timings
+            from plait.errors import RecipeError
 
         if output is None and not dry_run:
             raise RecipeError("say where the merged model should go: plait merge RECIPE -o FOLDER (or --dry-run).")

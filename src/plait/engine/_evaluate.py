@@ -150,7 +150,11 @@ class Evaluator:
         assert self.loops is not None
         totals = Totals(bound) if tally is None else tally.of(bound)
         self.loops.collect(bound, job, totals, self.ranges(job))
-        return totals.fill(bound.tree) if tally is None else None
+        if tally is not None:
+            return None
+        found = totals.fill(bound.tree)
+        totals.release()
+        return found
 
     def _in_blocks(self, job: Job, step: int, facts: dict[int, list[Any]], ranges: Sequence[tuple[int, int]]) -> Any:
         total: Any = None
@@ -176,7 +180,7 @@ class Evaluator:
                 return self._run(job, group, facts, len(job.methods)).merged
             return self.surveyed(job, group, facts, step)
 
-        own = any(index not in self.facts for index in facts)
+        own = any(totals and index not in self.facts for index, totals in facts.items())
         bound = self.fusion.find(job, step, facts, own, run)
         return None if bound is None or bound.kernel.proven is False else bound
 

@@ -57,6 +57,8 @@ class _Rounds:
         self.step = step
         self.total = sum(job.entry.numel for job in jobs)
         self._bound: dict[Any, Bound] = {}
+        self._lead = ""  # the largest job …
+        self._first: tuple[Graph, Any] | None = None  # … and its first round
         sizes = accumulate((job.entry.numel for job in jobs), initial=0)
         self._offsets = dict(zip((job.name for job in jobs), sizes, strict=False))
 
@@ -65,7 +67,7 @@ class _Rounds:
         if self.evaluator.fusion is None:
             raise Untraceable("kernels are off")
         facts = self.evaluator.facts_before(job, self.step)
-        if any(index not in self.evaluator.facts for index in facts):
+        if any(totals and index not in self.evaluator.facts for index, totals in facts.items()):
             raise Untraceable("facts of one tensor")
         facts[self.step] = list(known)
         graph, tree, asked = self.evaluator.fusion.follow(
@@ -111,7 +113,9 @@ class _Rounds:
         inputs = tuple(read_as(source.dtype) for source in job.sources)
         key = (job.methods, job.weights, inputs)
         if key not in self._bound:
-            graph = windowed(self.trace(job, ())[0], aims)
+            known = self._first if job.name == self._lead else self.trace(job, ())
+            assert known is not None
+            graph = windowed(known[0], aims)
             kernel = self.evaluator.fusion.kernel(graph, inputs, None)
             if kernel is None:
                 raise _NotHereError
@@ -122,15 +126,16 @@ class _Rounds:
     def run(self, spread: Spread, done: Callable[[Job], None]) -> tuple[Any, Any] | None:
         """Sample, aim, count; None where the rounds must be run one by one."""
         lead = max(self.jobs, key=lambda job: job.entry.numel)
+        self._lead = lead.name
         try:
-            first = self.trace(lead, ())
+            first = self._first = self.trace(lead, ())
             if not any(sink.kind in ("count_coarse", "count_upper") for sink in first[0].sinks):
                 return None
             tally = Tally()
             size = sum(spread(self.jobs, lambda jobs: self.sample(jobs, tally)))
             if not size:
                 return None
-            sampled = reduce(operator.add, [Each(tuple(totals.results())) for _, totals in tally.parts()])
+            sampled = _added(tally)
             whole = [enlarged(item, size, self.total) for item in sampled.items]
             about = fill(first[1], lambda pending: whole[pending.index])
             aims = aim(first[0], self.trace(lead, (about,))[0], whole)
@@ -139,10 +144,19 @@ class _Rounds:
             tally = Tally()
             for _ in spread(self.jobs, lambda jobs: self.count(jobs, aims, tally, done)):
                 pass
-            found = reduce(operator.add, [Each(tuple(totals.results())) for _, totals in tally.parts()])
+            found = _added(tally)
             return hit(first, aims, found.items, self.total, lambda coarse: self.trace(lead, (coarse,)))
         except (Untraceable, _NotHereError):
             return None
+
+
+def _added(tally: Tally) -> Each:
+    """What all threads have counted; their memory is free again."""
+    parts = []
+    for _, totals in tally.parts():
+        parts.append(Each(tuple(totals.results())))
+        totals.release()
+    return reduce(operator.add, parts)
 
 
 def two_rounds(

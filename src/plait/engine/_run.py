@@ -55,7 +55,7 @@ class Run:
                 factoriser=factoriser,
                 keep=4 * options.threads + 4,
                 fused=_worth(p, options),
-                hold=hold_limit(p, options, self.block),
+                hold=hold_limit(p, options, self.block) if p is plan else 0,
             )
             for p in self.plans
         ]

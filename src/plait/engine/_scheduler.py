@@ -98,6 +98,8 @@ def holdable(job: Job) -> bool:
 
 def hold_limit(plan: Plan, options: Options, block: int) -> int:
     """Bytes of inputs that each thread may keep beside what its blocks take, within the budget."""
+    if not any(holdable(job) for job in plan.jobs):
+        return 0
     flowing = max((job.memory(block) for job in plan.jobs), default=0)
     return max(0, min(_HOLD, options.memory // options.threads - flowing))
 

@@ -1,8 +1,9 @@
-"""From a method's own function to one compiled loop over its elements, with the same bits.
+"""From a method's own function to one compiled loop over its elements, or its rows, with the same bits.
 
-A method is written once, in torch. For large models its function is followed once with stand-ins, the pointwise
-operations are written as C, and the system's compiler makes one loop of them that reads the stored numbers, computes,
-checks and rounds in registers. Where there is no compiler, or the function is not pointwise, torch computes in blocks.
+A method is written once, in torch. For large models its function is followed once with stand-ins, the operations on
+elements and on whole rows (a threshold, a rank) are written as C, and the system's compiler makes one loop of them that
+reads the stored numbers, computes, checks and rounds in registers. Where there is no compiler, or the function does
+something else, torch computes in blocks.
 """
 
 from plait.kernels._build import build, compiler

@@ -115,9 +115,8 @@ def room(graph: Graph, length: int) -> int:
 
 def _in_rows(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | None) -> list[str]:
     """One row after the other, in as many loops as it takes; then the summaries, tile by tile over the block."""
-    live, kinds, level = graph.live(), graph.kinds(), levels(graph)
+    live, level = graph.live(), levels(graph)
     rows, kept = _arrays(graph)
-    counts = [(number, sink.args[0]) for number, sink in enumerate(graph.sinks) if sink.kind == "count"]
     lines = [*_opening(graph, live), "    char *at = (char *)room;"]
     for i in kept:
         kind = TYPES[graph.nodes[i].dtype]
@@ -126,45 +125,57 @@ def _in_rows(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype 
         lines.append(f"    {kind} *restrict {name} = ({kind} *)at; at += 4 * (row + {_MARGIN});")
     lines += ["    uint32_t *spare = (uint32_t *)at;", "    for (int64_t first = 0; first < n; first += row) {"]
     lines += _pointers(inputs, output, "first")
-    for place in range(len(graph.draws)):
-        lines.append(f"        const int64_t ahead{place} = (offset + first) % 8;")
+    for place in range(len(graph.draws)):  # whole counters of eight numbers, of which the first may be another row's
         lines.append(
-            f"        uniform(u{place}_, row + ahead{place}, offset + first - ahead{place}, keys + 2 * {place});"
+            f"        const int64_t lead{place} = (offset + first) % 8, from{place} = offset + first - lead{place};"
         )
-        lines.append(f"        const float *restrict u{place} = u{place}_ + ahead{place};")
-    for stage in range(max((level[i] for i, alive in enumerate(live) if alive), default=0) + 1):
-        lines += _narrow(graph, live, kinds, level, stage)
-        last = not any(alive and level[i] > stage for i, alive in enumerate(live))
-        rowwise = {
-            (looked_at(node), node.args[0])
-            for i, node in enumerate(graph.nodes)
-            if live[i] and level[i] == stage + 1 and (node.op in ROW_NUMBERS or node.op == "row_places")
-        }
-        needed = {i for _, i in rowwise}
-        if last:
-            needed |= {*kept, *(i for _, i in counts), *([] if graph.output is None else [graph.output])}
-        body = [text for slot, dtype in enumerate(inputs) for text in load(slot, dtype, stage == 0)]
-        body += _body(graph, kinds, needed)
-        for name, i in sorted(rowwise):
-            body.append(f"{name}[i] = as_bits(v{i}) & 0x7fffffffu;" if name[0] == "k" else f"{name}[i] = v{i};")
-        if last:
-            body += [f"all{i}[first + i] = v{i};" for i in kept] + [f"k{number} += v{i} != 0;" for number, i in counts]
-            body += store(f"v{graph.output}", output) if output is not None else []
-            lines += [f"        uint32_t k{number} = 0;" for number, _ in counts]
-        lines += ["        for (int64_t i = 0; i < row; i++) {", *body, "        }"]
-    lines += [f"        c{number} += k{number};" for number, _ in counts]
+        lines.append(f"        uniform(u{place}_, row + lead{place}, from{place}, keys + 2 * {place});")
+        lines.append(f"        const float *restrict u{place} = u{place}_ + lead{place};")
+    last = max((level[i] for i, alive in enumerate(live) if alive), default=0)
+    for stage in range(last + 1):
+        lines += [
+            *_narrow(graph, stage),
+            *_look(graph, inputs, output if stage == last else None, stage, stage == last),
+        ]
     lines.append("    }")
     if kept:
         lines.append("    for (int64_t base = 0; base < n; base += TILE) {")
         lines.append("        const int64_t m = n - base < TILE ? n - base : TILE;")
         lines += [f"        const {TYPES[graph.nodes[i].dtype]} *restrict t{i} = all{i} + base;" for i in kept]
-        lines += _summaries(graph)
-        lines.append("    }")
+        lines += [*_summaries(graph), "    }"]
     return [*lines, *_closing(graph, output)]
 
 
-def _narrow(graph: Graph, live: list[bool], kinds: list[int], level: list[int], stage: int) -> list[str]:
-    """What a row knows of itself once its rows have been looked at `stage` times."""
+def _look(
+    graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | None, stage: int, last: bool
+) -> list[str]:
+    """One loop over a row: it writes down what is looked at next, and in the end the result."""
+    live, level = graph.live(), levels(graph)
+    looks = {
+        (looked_at(node), node.args[0])
+        for i, node in enumerate(graph.nodes)
+        if live[i] and level[i] == stage + 1 and (node.op in ROW_NUMBERS or node.op == "row_places")
+    }
+    kept = _kept(graph) if last else []
+    counts = [(n, sink.args[0]) for n, sink in enumerate(graph.sinks) if last and sink.kind == "count"]
+    results = [graph.output] if output is not None and graph.output is not None else []
+    body = [text for slot, dtype in enumerate(inputs) for text in load(slot, dtype, stage == 0)]
+    body += _body(graph, {*(i for _, i in looks), *kept, *(i for _, i in counts), *results})
+    for name, i in sorted(looks):
+        body.append(f"{name}[i] = as_bits(v{i}) & 0x7fffffffu;" if name[0] == "k" else f"{name}[i] = v{i};")
+    body += [f"all{i}[first + i] = v{i};" for i in kept] + [f"k{n} += v{i} != 0;" for n, i in counts]
+    for result in results:
+        assert output is not None
+        body += store(f"v{result}", output)
+    lines = [f"        uint32_t k{n} = 0;" for n, _ in counts]
+    return [*lines, "        for (int64_t i = 0; i < row; i++) {", *body, "        }"] + [
+        f"        c{n} += k{n};" for n, _ in counts
+    ]
+
+
+def _narrow(graph: Graph, stage: int) -> list[str]:
+    """What a row knows of itself once it has been looked at `stage` times."""
+    live, kinds, level = graph.live(), graph.kinds(), levels(graph)
     lines: list[str] = []
     for i, node in enumerate(graph.nodes):
         if not live[i] or level[i] != stage:
@@ -178,9 +189,9 @@ def _narrow(graph: Graph, live: list[bool], kinds: list[int], level: list[int], 
     return lines
 
 
-def _body(graph: Graph, kinds: list[int], needed: set[int]) -> list[str]:
+def _body(graph: Graph, needed: set[int]) -> list[str]:
     """Everything per element that some nodes are computed from."""
-    wanted = set(needed)
+    kinds, wanted = graph.kinds(), set(needed)
     for i in range(len(graph.nodes) - 1, -1, -1):
         node = graph.nodes[i]
         if i in wanted and kinds[i] == FULL and node.op != "row_places":

@@ -22,6 +22,9 @@ from plait.tensors.sums import SEGMENT, ExactSum
 __all__ = ["Bound", "Kernel", "Tally", "Totals", "Window", "fill"]
 
 _BATCH = 1 << 30  # elements after which 32-bit counts are moved on
+_KEPT = 8  # zeroed tables of one size that are kept: fresh memory costs more than counting a small tensor
+_spare: dict[int, list[Any]] = {}
+_lock = threading.Lock()
 
 
 class Kernel:
@@ -66,9 +69,13 @@ class _Place:
             width = integers[sink.parameter + 1]
         self.bins = BINS.get(sink.kind, 0) or width * WINDOWS[sink.kind]
         self.tables = 1 if self.window else TABLES
-        self.raw = np.zeros(8 * self.window + 4 * self.tables * self.bins, np.uint8)
+        size = 8 * self.window + 4 * self.tables * self.bins
+        with _lock:
+            spare = _spare.get(size)
+            raw = spare.pop() if spare else None
+        self.raw = np.zeros(size, np.uint8) if raw is None else raw
         self.small = self.raw[8 * self.window :].view(np.uint32).reshape(self.tables, self.bins)
-        self.total = np.zeros(self.bins, np.int64)
+        self.total: Any = None
 
     @property
     def above(self) -> int:
@@ -76,9 +83,17 @@ class _Place:
         return int(self.raw[:8].view(np.int64)[0])
 
     def flush(self) -> None:
-        for table in self.small:
-            self.total += table
+        counted = self.small.sum(axis=0, dtype=np.int64)
+        self.total = counted if self.total is None else self.total + counted
         self.small.fill(0)
+
+    def release(self) -> None:
+        """Give the memory back, zero, for the next one of this size."""
+        self.raw.fill(0)
+        with _lock:
+            kept = _spare.setdefault(len(self.raw), [])
+            if len(kept) < _KEPT:
+                kept.append(self.raw)
 
 
 class Totals:
@@ -122,12 +137,20 @@ class Totals:
 
     def result(self, index: int) -> Any:
         """The summary of one sink."""
-        self._flush()
+        if self._counted:
+            self._flush()
         held = self._places[index]
         if held is not None:
-            counts = Counts(torch.from_numpy(held.total.copy()))
+            bins = np.zeros(held.bins, np.int64) if held.total is None else held.total
+            counts = Counts(torch.from_numpy(bins))
             return Window(held.above, counts) if self.sinks[index].kind.startswith("window") else counts
         return int(self._counts[index]) if self.sinks[index].kind == "count" else self._sums[index]
+
+    def release(self) -> None:
+        """Let others use this memory; nothing may be added any more."""
+        for held in self._places:
+            if held is not None:
+                held.release()
 
     def results(self) -> list[Any]:
         """The summaries of all sinks."""

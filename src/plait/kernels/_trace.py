@@ -66,12 +66,13 @@ class Traced(Tensor):
 
     graph: Graph
     node: int
+    form: tuple[int, ...]  # the shape, without a detour through torch
 
     @staticmethod
     def of(graph: Graph, node: int, *shape: int) -> Traced:
         """Return a stand-in for one node."""
         made = Tensor._make_subclass(Traced, _shell(shape, graph.nodes[node].dtype))
-        made.graph, made.node = graph, node
+        made.graph, made.node, made.form = graph, node, shape
         return made
 
     def __repr__(self) -> str:  # type: ignore[override]
@@ -85,7 +86,10 @@ class Traced(Tensor):
         name: str = func.__name__
         if name in _FACTS:  # shape, dtype and the like are known
             with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **(kwargs or {}))
+                found = func(*args, **(kwargs or {}))
+            if isinstance(found, Tensor):
+                raise Untraceable("another view of a tensor")
+            return found
         return _Call(name, args, dict(kwargs or {})).result()
 
     def summarised(self, kind: str, *others: Any) -> Pending:
@@ -158,15 +162,16 @@ class _Call:
         return self.out
 
     def _made(self, node: int) -> Traced:
-        shapes = [tuple(a.shape) for a in (*self.args, *self.kwargs.values()) if isinstance(a, Traced)]
-        return Traced.of(self.graph, node, *max(shapes))  # of a row's number, and of its elements
+        # of a row's number and of its elements, the elements
+        form = max(a.form for a in (*self.args, *self.kwargs.values()) if isinstance(a, Traced))
+        return Traced.of(self.graph, node, *form)
 
     def _along_rows(self) -> None:
         if self.kwargs != {"dim": -1, "keepdim": True} or len(self.args) != 1 or self.out is not None:
             raise Untraceable(f"{self.name} over more or less than a row")
 
     def _check_shape(self) -> None:
-        shape = tuple(self.like.shape)
+        shape = self.like.form
         if self.name in ("view_as", "reshape_as", "expand_as"):
             sizes = tuple(self.args[1].shape)
         else:
