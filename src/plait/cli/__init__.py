@@ -37,9 +37,9 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import diff, inspect, merge, methods, reproduce, schema
+    from plait.cli import adapter, diff, inspect, merge, methods, reproduce, schema
 
-    for module in (merge, methods, inspect, diff, reproduce, schema):
+    for module in (merge, methods, inspect, diff, adapter, reproduce, schema):
         module.register(app)
 
 
