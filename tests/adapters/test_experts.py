@@ -22,7 +22,7 @@ MODULES = {
     "model.layers.1.self_attn.q_proj": (24, 16),
 }
 SHAPES = {f"{module}.weight": shape for module, shape in MODULES.items()}
-COMBINERS = sorted(name for name, cls in methods().items() if issubclass(cls, Combiner))
+COMBINERS = sorted(n for n, cls in methods().items() if issubclass(cls, Combiner) and not cls.adapters_only)
 
 
 def family(home: Path, count: int = 3, dtype: torch.dtype = torch.float32) -> tuple[str, list[str], list[str], State]:

@@ -94,7 +94,7 @@ def register(app: typer.Typer) -> None:
         write_timings(result, began, planned)
         if not quiet:
             resumed = f", {result.resumed} of them from an earlier run" if result.resumed else ""
-            if plan.recipe.output is not None:
+            if hasattr(result, "kept"):
                 typer.echo(f"{output}: {_kept(result)}")
                 return
             size = f"{plan.parameters:,} parameters, {plan.layout.nbytes / 1e6:,.1f} MB"

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from plait.checkpoints import Checkpoint, DifferenceTensor, LazyTensor, ZeroTensor
+from plait.checkpoints import Checkpoint, DifferenceTensor, Layout, LazyTensor, Shard, ZeroTensor
 from plait.engine._experts import by_factors, low_rank_of, untouched
 from plait.engine._plan import Job, Plan
 from plait.errors import RecipeError, shorten
@@ -17,7 +17,7 @@ from plait.recipes import Chain, Source
 from plait.tensors.randomness import Draws
 from plait.tensors.streams import Stream
 
-__all__ = ["Changes", "FactoredJob", "as_adapter", "factored_group", "only_changes"]
+__all__ = ["Changes", "FactoredJob", "as_adapter", "as_files", "factored_group", "only_changes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,6 +104,24 @@ def as_adapter(plan: Plan) -> Plan:
             f"matrix: say `output: {{kind: adapter, rank: …}}` or `energy: …`."
         )
     return replace(plan, jobs=jobs)
+
+
+def as_files(plan: Plan) -> Plan:
+    """A merge of adapters' own tensors: one file under the name that adapters have.
+
+    Raises:
+        RecipeError: if the adapters are scaled differently, so that equal numbers in them mean different changes.
+    """
+    first, *others = plan.inputs.values()
+    for other in others:
+        for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out"):
+            ours, theirs = ((c.adapter or {}).get(key) or None for c in (first, other))
+            if ours != theirs:
+                raise RecipeError(
+                    f"{plan.source.document.where(('adapters',))}adapters: factors needs adapters of one run, but "
+                    f"{key} is {ours} in {first.label} and {theirs} in {other.label}. Use `adapters: changes`."
+                )
+    return replace(plan, layout=Layout((Shard("adapter_model.safetensors", plan.layout.entries),)), config=None)
 
 
 def _factored(job: Job) -> Job:
