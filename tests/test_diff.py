@@ -55,7 +55,8 @@ def test_equal_and_opposite_experts(tmp_path: Path) -> None:
     names = save_family(tmp_path, base, [expert, expert, opposite])
     pairs = diff(names["base"], names["experts"]).by_role()["all"]["pairs"]
     assert pairs["e0 ~ e1"]["cosine"] == pytest.approx(1.0)
-    assert pairs["e0 ~ e1"]["sign_agreement"] == pairs["e0 ~ e1"]["subspace_overlap"] == pytest.approx(1.0)
+    assert pairs["e0 ~ e1"]["sign_agreement"] == 1.0
+    assert pairs["e0 ~ e1"]["subspace_overlap"] == pytest.approx(1.0)
     assert pairs["e0 ~ e2"]["cosine"] == pytest.approx(-1.0, abs=1e-5)
     assert pairs["e0 ~ e2"]["sign_agreement"] == pytest.approx(0.0, abs=1e-3)
 

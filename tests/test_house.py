@@ -16,6 +16,7 @@ SOURCE = Path(__file__).parent.parent / "src" / "plait"
 ROOMS: dict[str, set[str]] = {
     "architectures": set(),
     "checkpoints": {"architectures"},
+    "security": {"checkpoints", "architectures", "tensors"},
     "tensors": set(),
     "kernels": {"tensors"},
     "methods": {"tensors"},
@@ -23,7 +24,7 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
     "adapters": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
     "tuning": {"engine", "methods"},
-    "reports": {"adapters", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
+    "reports": {"adapters", "security", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}
 EVERYWHERE = {"errors", "_versions", "plait"}

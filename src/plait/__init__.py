@@ -13,19 +13,34 @@ if TYPE_CHECKING:
     from plait._api import greedy_soup, merge, merge_state_dicts, plan
     from plait.checkpoints import Checkpoint
     from plait.errors import PlaitError
+    from plait.reports._check import check
     from plait.reports._reproduce import reproduce
+    from plait.reports._verify import verify
 
 __version__ = "0.1.0"
-__all__ = ["Checkpoint", "PlaitError", "__version__", "greedy_soup", "merge", "merge_state_dicts", "plan", "reproduce"]
+__all__ = [
+    "Checkpoint",
+    "PlaitError",
+    "__version__",
+    "check",
+    "greedy_soup",
+    "merge",
+    "merge_state_dicts",
+    "plan",
+    "reproduce",
+    "verify",
+]
 
 _HOMES = {
     "Checkpoint": "plait.checkpoints",
     "PlaitError": "plait.errors",
+    "check": "plait.reports._check",
     "greedy_soup": "plait._api",
     "merge": "plait._api",
     "merge_state_dicts": "plait._api",
     "plan": "plait._api",
     "reproduce": "plait.reports._reproduce",
+    "verify": "plait.reports._verify",
 }
 
 

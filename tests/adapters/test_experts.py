@@ -160,3 +160,17 @@ def test_adapters_stand_in_nested_recipes(tmp_path: Path) -> None:
         state = read(Path(adapters[2]))
         wanted = weight.double() + change(state, key.removesuffix(".weight"), 3 / 6)
         assert torch.allclose(ours[key].double(), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_other_commands_know_adapters(tmp_path: Path) -> None:
+    """A comparison of what experts changed, and the check before a merge."""
+    from plait.reports import check, diff
+
+    base, adapters, dense, _ = family(tmp_path)
+    ours = diff(base, {"a": adapters[0], "b": adapters[1]}).by_role()["all"]
+    theirs = diff(base, {"a": dense[0], "b": dense[1]}).by_role()["all"]
+    assert ours["experts"]["a"]["norm"] == pytest.approx(theirs["experts"]["a"]["norm"], rel=1e-5)
+    assert ours["pairs"] and all(v["cosine"] is not None for v in ours["pairs"].values())
+    experts = [adapters[0], f"{base}+{adapters[1]}", {"adapter": adapters[2]}]
+    found = check({"method": "ties", "base": base, "experts": experts})
+    assert found.deltas is not None and not [f for f in found.findings if f.kind == "missing"]

@@ -35,7 +35,7 @@ _SINGLE = (
 #: adapters, where a folder holds no model
 _ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
 ADAPTER_CONFIG = "adapter_config.json"
-_HUB_ID = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@([\w./-]+))?")
+_HUB_ID = re.compile(r"(?:hf://)?(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")
 _NOT_MODELS = ("optimizer", "scheduler", "training_args", "rng_state", "adapter_model", "consolidated")
 
 

@@ -4,6 +4,7 @@ from plait.engine._changes import FactoredJob, factored_group
 from plait.engine._compile import compile_recipe
 from plait.engine._execute import Result, Run, execute, execute_in_memory
 from plait.engine._executors import ThreadWorkers
+from plait.engine._experts import split_reference
 from plait.engine._hashes import digest_of, model_hash
 from plait.engine._options import BLOCK, Options, Progress, Silent, default_threads
 from plait.engine._output import GrowingOutput
@@ -37,4 +38,5 @@ __all__ = [
     "pool",
     "resident_memory",
     "room_at",
+    "split_reference",
 ]

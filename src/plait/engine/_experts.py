@@ -15,7 +15,7 @@ from plait.methods import Method
 from plait.recipes import Chain, Recipe, Source
 from plait.tensors.lowrank import LowRank
 
-__all__ = ["by_factors", "check_factors", "low_rank_of", "open_experts", "untouched"]
+__all__ = ["by_factors", "check_factors", "low_rank_of", "open_experts", "split_reference", "untouched"]
 
 
 def open_experts(
@@ -34,7 +34,7 @@ def open_experts(
     for name, entry in source.recipe.experts.items():
         reference, adapter = entry.model, entry.adapter
         if adapter is None and isinstance(reference, str):
-            reference, adapter = _split(reference, source.folder)
+            reference, adapter = split_reference(reference, source.folder)
         where = source.document.where(("experts", name))
         if adapter is None:
             assert reference is not None  # the schema demands one of them
@@ -71,7 +71,7 @@ def open_experts(
     return found
 
 
-def _split(reference: str, folder: Path) -> tuple[str | None, str | None]:
+def split_reference(reference: str, folder: Path) -> tuple[str, str | None]:
     """Read MODEL+ADAPTER, unless a path of that name exists."""
     left, plus, right = reference.rpartition("+")
     if not plus or not left or not right or _exists(folder / reference):

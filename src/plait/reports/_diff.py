@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plait.engine import Job, Options, Plan, Progress, Silent, compile_recipe
+from plait.engine import Job, Options, Progress, Silent, compile_recipe
 from plait.tensors.sketch import WIDTH, overlap, sketch_basis, sketch_directions
 
-__all__ = ["SUBSPACE", "Diff", "TensorDiff", "diff"]
+__all__ = ["SUBSPACE", "Diff", "TensorDiff", "compare_job", "diff"]
 
 #: size of the leading subspaces that are compared
 SUBSPACE = 16
@@ -142,7 +142,7 @@ def diff(
     before = torch.get_num_threads()
 
     def work(job: Job) -> TensorDiff:
-        found = _compare(job, plan)
+        found = compare_job(job)
         progress.advance(sum(s.nbytes for s in job.sources))
         return found
 
@@ -154,7 +154,8 @@ def diff(
         torch.set_num_threads(before)
 
 
-def _compare(job: Job, plan: Plan) -> TensorDiff:
+def compare_job(job: Job) -> TensorDiff:
+    """Read one tensor of all models and add up what a comparison is made of."""
     count, role = len(job.experts), job.role
     pairs = list(combinations(range(count), 2))
     matrix = len(job.entry.shape) == 2 and min(job.entry.shape) > 1
@@ -170,7 +171,8 @@ def _compare(job: Job, plan: Plan) -> TensorDiff:
         stop = min(start + step, job.entry.numel)
         origin = job.base.read(start, stop).to(job.compute)
         base += float(origin.double().square().sum())
-        deltas = [t.read(start, stop).to(job.compute) - origin for t in job.experts]
+        values = [(t.read(start, stop).to(job.compute), t.space) for t in job.experts]
+        deltas = [value if space == "delta" else value - origin for value, space in values]
         signs = [delta.sign() for delta in deltas]
         for i, delta in enumerate(deltas):
             squares[i] += float(delta.double().square().sum())
