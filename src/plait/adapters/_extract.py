@@ -20,9 +20,10 @@ from plait.errors import IncompatibleModelsError, NonFiniteError, RecipeError, s
 from plait.tensors.factors import factor
 from plait.tensors.lowrank import choose_rank, from_svd
 
-__all__ = ["Extraction", "Kept", "extract_adapter"]
+__all__ = ["Extraction", "Kept", "extract_adapter", "kind_of"]
 
 REPORT = "extraction.json"
+_CONV1D_MODELS = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
 _CONV1D = ("c_attn", "c_proj", "c_fc", "q_attn")
 
 
@@ -91,7 +92,6 @@ def extract_adapter(
     first, second = Checkpoint.open(base), Checkpoint.open(model)
     pairs = _pairs(first, second)
     roles = roles_of(first.tensors)
-    model_type = str((first.config or {}).get("model_type", ""))
     pieces: list[Piece] = []
     kept: dict[str, Kept] = {}
     left: dict[str, float] = {}
@@ -110,7 +110,9 @@ def extract_adapter(
             left[name] = math.sqrt(square) / size if size > 0 else math.inf
             missing += square
             continue
-        piece, lost = _cut(name, change, square, rank, energy, _kind(name, change, roles[name].kind, model_type))
+        piece, lost = _cut(
+            name, change, square, rank, energy, kind_of(name, change.ndim, roles[name].kind, first.config)
+        )
         pieces.append(piece)
         kept[piece.module] = Kept(piece.factors.rank, math.sqrt(lost / square))
         missing += lost
@@ -162,12 +164,13 @@ def _difference(base: LazyTensor, model: LazyTensor) -> tuple[Tensor, float]:
     return change.view(base.shape), math.sqrt(square)
 
 
-def _kind(name: str, change: Tensor, role: str, model_type: str) -> Kind:
-    if change.ndim > 2:
+def kind_of(name: str, dimensions: int, role: str, config: Mapping[str, Any] | None) -> Kind:
+    """How PEFT keeps the factors of a weight, by what is known of it."""
+    if dimensions > 2:
         return "convolution"
     if role == "embedding":
         return "embedding"
-    conv1d = model_type in ("gpt2", "openai-gpt", "imagegpt", "decision_transformer", "clvp")
+    conv1d = str((config or {}).get("model_type", "")) in _CONV1D_MODELS
     return "transposed" if conv1d and name.removesuffix(".weight").rpartition(".")[2] in _CONV1D else "linear"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from plait.adapters._extract import Kept
+from plait.adapters._extract import Kept, kind_of
 from plait.adapters._write import Kind, Piece, write_adapter
 from plait.checkpoints import LowRankTensor, is_url, local_path, parse_dtype
 from plait.engine import (
@@ -141,18 +141,16 @@ def _merged(run: Run, job: Job) -> tuple[Piece, Kept]:
     squares = parts.s.double().square()
     whole = float(squares.sum()) + floor
     error = math.sqrt(max(0.0, float(squares[rank:].sum()) + floor) / whole) if whole > 0 else 0.0
-    module, kind = _place(job)
+    module, kind = _place(job, plan)
     return Piece(module, from_svd(parts.top(rank)), kind, job.entry.shape), Kept(rank, error)
 
 
-def _place(job: Job) -> tuple[str, Kind]:
+def _place(job: Job, plan: Plan) -> tuple[str, Kind]:
     """The module as an adapter calls it, and how PEFT keeps its factors."""
     for tensor in job.experts:
         if isinstance(tensor, LowRankTensor) and tensor.module:
             return tensor.module, tensor.kind
-    kind: Kind = "convolution" if len(job.entry.shape) > 2 else "linear"
-    if job.role.kind == "embedding" and len(job.entry.shape) == 2:
-        kind = "embedding"
+    kind = kind_of(job.name, len(job.entry.shape), job.role.kind, plan.donor.config)
     return job.name.removesuffix(".weight"), kind
 
 
