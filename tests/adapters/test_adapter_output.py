@@ -9,7 +9,7 @@ from typing import Any
 import peft_models as tiny
 import pytest
 import torch
-from files import base_of, change, lora, save_lora, save_model
+from adapter_files import base_of, change, lora, save_lora, save_model
 from safetensors.torch import load_file
 from torch import Tensor
 
