@@ -123,7 +123,7 @@ def merge(
     options = _options(
         memory, threads, device, overwrite=overwrite, block=block, factors=kept, compile=compile, spool=room
     )
-    if compiled.recipe.output is not None:
+    if compiled.recipe.output is not None and compiled.recipe.adapters == "changes":
         if executor != "threads" or address is not None:
             raise RecipeError("adapters are merged by the threads of this process; leave executor and address out.")
         return merge_adapter(compiled, out, options, progress, describe_output)

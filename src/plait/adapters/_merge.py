@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from plait.adapters._extract import Kept, kind_of
 from plait.adapters._write import Kind, Piece, write_adapter
 from plait.checkpoints import LowRankTensor, is_url, local_path, parse_dtype
 from plait.engine import (
@@ -27,25 +28,12 @@ from plait.engine import (
     factored_group,
     pool,
 )
-from plait.errors import NonFiniteError, OutputError
+from plait.errors import NonFiniteError, OutputError, RecipeError
 from plait.tensors.factors import factor
 from plait.tensors.lowrank import choose_rank, from_svd
 from plait.tensors.spectral import SVD
 
-__all__ = ["AdapterResult", "Kept", "merge_adapter"]
-
-
-@dataclass(frozen=True)
-class Kept:
-    """What was kept of one module's change.
-
-    Attributes:
-        rank: of the factors that were written.
-        error: ‖what was left out‖ / ‖the change‖.
-    """
-
-    rank: int
-    error: float
+__all__ = ["AdapterResult", "for_target", "merge_adapter"]
 
 
 @dataclass(frozen=True)
@@ -105,6 +93,25 @@ def merge_adapter(
     return AdapterResult(digests, inputs, kept=kept)
 
 
+def for_target(plan: Plan, target: str | None) -> Plan:
+    """Return the plan with another target of its adapter.
+
+    Raises:
+        RecipeError: for a target that is not known, or a recipe whose result is a model.
+    """
+    if target is None:
+        return plan
+    if target != "vllm":
+        raise RecipeError(f"--for {target}: plait knows the limits of vllm.")
+    if plan.recipe.output is None:
+        raise RecipeError(
+            "--for vllm is for adapters: add `output: adapter` to the recipe; vLLM loads models as they are."
+        )
+    output = plan.recipe.output.model_copy(update={"for_": target})
+    recipe = plan.recipe.model_copy(update={"output": output})
+    return replace(plan, source=replace(plan.source, recipe=recipe))
+
+
 def _check_free(out: Path | str, options: Options) -> None:
     """Refuse an output that stands there before anything is computed."""
     if not options.overwrite and not is_url(out) and local_path(str(out)).exists():
@@ -134,18 +141,16 @@ def _merged(run: Run, job: Job) -> tuple[Piece, Kept]:
     squares = parts.s.double().square()
     whole = float(squares.sum()) + floor
     error = math.sqrt(max(0.0, float(squares[rank:].sum()) + floor) / whole) if whole > 0 else 0.0
-    module, kind = _place(job)
+    module, kind = _place(job, plan)
     return Piece(module, from_svd(parts.top(rank)), kind, job.entry.shape), Kept(rank, error)
 
 
-def _place(job: Job) -> tuple[str, Kind]:
+def _place(job: Job, plan: Plan) -> tuple[str, Kind]:
     """The module as an adapter calls it, and how PEFT keeps its factors."""
     for tensor in job.experts:
         if isinstance(tensor, LowRankTensor) and tensor.module:
             return tensor.module, tensor.kind
-    kind: Kind = "convolution" if len(job.entry.shape) > 2 else "linear"
-    if job.role.kind == "embedding" and len(job.entry.shape) == 2:
-        kind = "embedding"
+    kind = kind_of(job.name, len(job.entry.shape), job.role.kind, plan.donor.config)
     return job.name.removesuffix(".weight"), kind
 
 

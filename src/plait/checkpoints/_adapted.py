@@ -10,16 +10,8 @@ import torch
 
 from plait.architectures import expert_modules, match_flat, match_modules, split_experts
 from plait.checkpoints._adapter import Adapter, Module
-from plait.checkpoints._adapter_tensors import (
-    AdaptedTensor,
-    DoraTensor,
-    FactorStore,
-    LowRankTensor,
-    MemberTensor,
-    RowsTensor,
-    ScaledTensor,
-    ZeroTensor,
-)
+from plait.checkpoints._adapter_tensors import FactorStore, LowRankTensor, MemberTensor, ScaledTensor, ZeroTensor
+from plait.checkpoints._adapter_weights import AdaptedTensor, DoraTensor, RowsTensor
 from plait.checkpoints._base import Checkpoint, LazyTensor
 from plait.errors import AdapterError, shorten
 

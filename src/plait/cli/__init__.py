@@ -39,6 +39,7 @@ def _root(
 
 def _register() -> None:
     from plait.cli import (
+        adapter,
         bench,
         check,
         diff,
@@ -60,6 +61,7 @@ def _register() -> None:
         methods,
         inspect,
         diff,
+        adapter,
         check,
         testbed,
         eval,

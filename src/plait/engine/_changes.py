@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from plait.checkpoints import Checkpoint, DifferenceTensor, LazyTensor, ZeroTensor
+from plait.checkpoints import Checkpoint, DifferenceTensor, Entry, Layout, LazyTensor, Shard, ZeroTensor
 from plait.engine._experts import by_factors, low_rank_of, untouched
 from plait.engine._plan import Job, Plan
 from plait.errors import RecipeError, shorten
@@ -17,7 +17,7 @@ from plait.recipes import Chain, Source
 from plait.tensors.randomness import Draws
 from plait.tensors.streams import Stream
 
-__all__ = ["Changes", "FactoredJob", "as_adapter", "factored_group", "only_changes"]
+__all__ = ["Changes", "FactoredJob", "as_adapter", "as_files", "factored_group", "only_changes"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,17 @@ class FactoredJob(Job):
         rows, rank = self.entry.shape[0], sum(getattr(tensor, "rank", 0) for tensor in self.experts)
         columns = self.entry.numel // max(rows, 1)
         return 8 * 8 * (rows + columns) * rank + 8 * 8 * rank * rank + (1 << 20)
+
+
+@dataclass(frozen=True, eq=False)
+class TruncatedJob(Job):
+    """A change that is merged as a dense matrix and then cut to its largest singular triplets."""
+
+    def memory(self, preferred: int) -> int:
+        """What merging takes, the matrix twice, and the Gram matrix of its shorter side with its eigenvectors."""
+        rows = max(self.entry.shape[0], 1)
+        shorter = min(rows, self.entry.numel // rows)
+        return super().memory(preferred) + 8 * self.entry.numel + 4 * 8 * shorter * shorter
 
 
 @dataclass(frozen=True)
@@ -89,7 +100,7 @@ def only_changes(source: Source, chain: Chain, models: Mapping[str, Checkpoint],
 
 
 def as_adapter(plan: Plan) -> Plan:
-    """Mark the jobs that are merged by factors.
+    """Mark the jobs that are merged by factors, and those that are not.
 
     Raises:
         RecipeError: where a result has no rank of its own and the recipe names none.
@@ -103,15 +114,43 @@ def as_adapter(plan: Plan) -> Plan:
             f"{plan.source.document.where(('output',))}what {names} makes of {dense[0].name} has the full rank of its "
             f"matrix: say `output: {{kind: adapter, rank: …}}` or `energy: …`."
         )
-    return replace(plan, jobs=jobs)
+    # an upper bound of what will be written: ranks are known when the changes are
+    entries = [entry for job in jobs for entry in _factors(job, output.rank)]
+    return replace(plan, jobs=jobs, layout=Layout((Shard("adapter_model.safetensors", tuple(entries)),)))
+
+
+def _factors(job: Job, rank: int | None) -> tuple[Entry, Entry]:
+    rows = job.entry.shape[0]
+    columns = job.entry.numel // max(rows, 1)
+    own = sum(getattr(tensor, "rank", 0) for tensor in job.experts) if isinstance(job, FactoredJob) else columns
+    most = max(1, min(rows, columns, own, rank or columns))
+    return Entry(f"{job.name}.B", (rows, most), torch.float32), Entry(f"{job.name}.A", (most, columns), torch.float32)
+
+
+def as_files(plan: Plan) -> Plan:
+    """A merge of adapters' own tensors: one file under the name that adapters have.
+
+    Raises:
+        RecipeError: if the adapters are scaled differently, so that equal numbers in them mean different changes.
+    """
+    first, *others = plan.inputs.values()
+    for other in others:
+        for key in ("r", "lora_alpha", "use_rslora", "rank_pattern", "alpha_pattern", "use_dora", "fan_in_fan_out"):
+            ours, theirs = ((c.adapter or {}).get(key) or None for c in (first, other))
+            if ours != theirs:
+                raise RecipeError(
+                    f"{plan.source.document.where(('adapters',))}adapters: factors needs adapters of one run, but "
+                    f"{key} is {ours} in {first.label} and {theirs} in {other.label}. Use `adapters: changes`."
+                )
+    return replace(plan, layout=Layout((Shard("adapter_model.safetensors", plan.layout.entries),)), config=None)
 
 
 def _factored(job: Job) -> Job:
     known = job.deltas and all(by_factors(tensor) for tensor in job.experts)
     (only, *others) = job.methods or (None,)
-    if not known or others or not isinstance(only, Combiner) or not only.factored(job.subject):
-        return job
-    return FactoredJob(**{field.name: getattr(job, field.name) for field in fields(Job)})
+    whole = not known or others or not isinstance(only, Combiner) or not only.factored(job.subject)
+    kind = TruncatedJob if whole else FactoredJob
+    return kind(**{field.name: getattr(job, field.name) for field in fields(Job)})
 
 
 def factored_group(plan: Plan, job: Job, facts: Sequence[Any], device: torch.device) -> Group:

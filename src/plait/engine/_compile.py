@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plait.architectures import Role, roles_of
 from plait.checkpoints import Checkpoint, Entry, Layout, LazyTensor, is_float, output_config, parse_dtype, promote
-from plait.engine._changes import as_adapter, only_changes
+from plait.engine._changes import as_adapter, as_files, only_changes
 from plait.engine._experts import check_factors, open_experts, untouched
 from plait.engine._plan import Job, Plan
 from plait.engine._slices import stack_slices
@@ -88,6 +88,8 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
         base = model(recipe.base, "base") if recipe.base is not None else None
         models = open_experts(source, chain, base, model)
     _check_counts(source, chain, models, base)
+    if recipe.adapters == "factors":
+        return as_files(_align(source, chain, models, None, dict(opener.inputs), nested, bool(prefix)))
     if recipe.output is not None:
         changes = only_changes(source, chain, models, base)
         plain = Source(recipe.model_copy(update={"dtype": "float32"}), source.document, source.folder)

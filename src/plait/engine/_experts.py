@@ -40,6 +40,10 @@ def open_experts(
             assert reference is not None  # the schema demands one of them
             opened = model(reference, name)
             if opened.adapter is None:
+                if source.recipe.adapters == "factors":
+                    raise RecipeError(
+                        f"{where}{opened.label} holds no adapter, and adapters: factors merges nothing else."
+                    )
                 found[name] = opened
                 continue
             on, file = base, opened
@@ -48,6 +52,9 @@ def open_experts(
             file = model(adapter, name)
             if file.adapter is None:
                 raise RecipeError(f"{where}{file.label} holds no adapter.")
+        if source.recipe.adapters == "factors":
+            found[name] = file
+            continue
         if on is None and source.recipe.output is not None:
             found[name] = changes_alone(read_adapter(file))
             continue

@@ -158,8 +158,8 @@ class Mwa(_Trajectory):
     `rule: softmax`, exp(∓penalty · mₖ). penalty 0 is the plain mean; a large one leaves only the best checkpoint.
 
     The paper published no code and its text was not at hand: the power rule is reconstructed from the abstract, and
-    the default penalty is a choice. Checkpoints of one LoRA run are averaged factor by factor where they are merged as
-    tensors; merged as adapters of a base, their products are.
+    the default penalty is a choice. The paper averages the checkpoints of one LoRA run factor by factor: a recipe says
+    so with `adapters: factors`; otherwise the changes that they make are averaged.
 
     Paper: Yu & Choi, "Parameter-Efficient Checkpoint Merging via Metrics-Weighted Averaging", 2025, arXiv 2504.18580.
     """

@@ -141,6 +141,9 @@ class Recipe(_Strict):
     shard_size: Annotated[str | int, Field(description="largest output file, e.g. 5GB")] = "5GB"
     license: str | None = Field(None, description="licence of the result, if it is not the parents' strictest")
     output: AdapterOutput | None = Field(None, description="`adapter`, or {kind: adapter, rank, energy, for}")
+    adapters: Literal["changes", "factors"] = Field(
+        "changes", description="what of adapters is merged: their changes B·A, or the tensors A and B each by itself"
+    )
     plait: Literal[1] = Field(1, description="version of this schema")
 
     @model_validator(mode="before")
@@ -167,4 +170,9 @@ class Recipe(_Strict):
     def _names(self) -> Recipe:
         if "base" in self.experts:
             raise ValueError("an expert cannot be called 'base'; give it another name")
+        plain = self.output is not None and self.output == AdapterOutput()
+        if self.adapters == "factors" and not plain:
+            raise ValueError(
+                "adapters: factors makes an adapter of the parents' rank: add `output: adapter`, and no more"
+            )
         return self

@@ -203,7 +203,9 @@ def _opened(source: Source, findings: list[Finding]) -> Iterator[tuple[str, Chec
             continue
         seen.add(reference)
         try:
-            yield name, Checkpoint.open(reference, relative_to=source.folder)
+            opened = Checkpoint.open(split_reference(reference, source.folder)[0], relative_to=source.folder)
+            if opened.adapter is None:
+                yield name, opened
         except PlaitError as error:
             findings.append(Finding(_kind(error, "missing"), "blocks", name, f"{name} cannot be used: {error}"))
 

@@ -108,7 +108,8 @@ def reproduce(
     with tempfile.TemporaryDirectory(
         dir=home.resolve().parent, prefix=f".{home.resolve().name}.plait-reproduce-"
     ) as scratch:
-        run = merge_adapter if plan.recipe.output is not None else execute
+        changes = plan.recipe.output is not None and plan.recipe.adapters == "changes"
+        run = merge_adapter if changes else execute
         result = run(plan, Path(scratch) / "model", options, progress)
     changed = tuple(_changed(plan, stored, {n: model_hash(c, result.inputs[n]) for n, c in plan.inputs.items()}))
     differing = tuple(n for n, digest in written.items() if result.digests.get(n) != digest)

@@ -9,7 +9,7 @@ from typing import Any
 import peft_models as tiny
 import pytest
 import torch
-from files import base_of, change, lora, save_lora, save_model
+from adapter_files import base_of, change, lora, save_lora, save_model
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -134,6 +134,29 @@ def test_an_adapter_can_be_reproduced(tmp_path: Path) -> None:
     assert "library_name: peft" in card and "base_model_relation: adapter" in card
 
 
+def test_checkpoints_of_one_run_are_averaged_factor_by_factor(tmp_path: Path) -> None:
+    """As the paper of MWA does, where the recipe says so; adapters of other scales are refused."""
+    states = [lora(MODULES, seed=i) for i in range(2)]
+    folders = [str(save_lora(tmp_path / f"c{i}", state, lora_alpha=8)) for i, state in enumerate(states)]
+    metric = {"metric": {"expert0": 2.0, "expert1": 1.0}}
+    recipe = {"method": "mwa", "experts": folders, "output": "adapter", "parameters": metric}
+    plait.merge({**recipe, "adapters": "factors"}, tmp_path / "apart")
+    apart = load_file(tmp_path / "apart" / "adapter_model.safetensors")
+    assert all(torch.allclose(apart[k], (states[0][k] + 2 * states[1][k]) / 3, rtol=1e-6, atol=1e-8) for k in apart)
+    assert json.loads((tmp_path / "apart" / "adapter_config.json").read_text())["lora_alpha"] == 8
+    assert plait.reproduce(tmp_path / "apart").identical
+    plait.merge(recipe, tmp_path / "products")
+    for name, tensor in written(tmp_path / "products")[0].items():
+        module = name.removesuffix(".weight")
+        wanted = (change(states[0], module, 2) + 2 * change(states[1], module, 2)) / 3
+        assert torch.allclose(tensor, wanted, rtol=1e-5, atol=1e-7)
+    other = str(save_lora(tmp_path / "other", states[0], lora_alpha=4))
+    with pytest.raises(RecipeError, match="lora_alpha is 8 in"):
+        plait.plan({"method": "linear", "experts": [folders[0], other], "output": "adapter", "adapters": "factors"})
+    with pytest.raises(RecipeError, match="add `output: adapter`"):
+        plait.plan({"method": "linear", "experts": folders, "adapters": "factors"})
+
+
 def test_vllm_gets_one_rank_that_it_has_kernels_for(tmp_path: Path) -> None:
     """Padded with zeros: the change stays what it is."""
     _, folders, _ = family(tmp_path)
@@ -200,8 +223,10 @@ def test_peft_loads_what_is_written(tmp_path: Path, layout: str) -> None:
         assert all(torch.allclose(t, merged.state_dict()[k], rtol=1e-5, atol=1e-6) for k, t in ours.items())
         return
     tokens = torch.arange(12).view(2, 6)
+    loaded.eval()
+    merged.eval()
     with torch.no_grad():
         ours, theirs = loaded(input_ids=tokens).logits, merged(input_ids=tokens).logits
-        plain = build()(input_ids=tokens).logits
+        plain = build().eval()(input_ids=tokens).logits
     assert (theirs - plain).abs().max() > 1e-3
     assert torch.allclose(ours, theirs, rtol=1e-4, atol=1e-5)

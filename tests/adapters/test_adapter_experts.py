@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from files import base_of, change, lora, save_lora, save_model
+from adapter_files import base_of, change, lora, save_lora, save_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,7 +22,7 @@ MODULES = {
     "model.layers.1.self_attn.q_proj": (24, 16),
 }
 SHAPES = {f"{module}.weight": shape for module, shape in MODULES.items()}
-COMBINERS = sorted(name for name, cls in methods().items() if issubclass(cls, Combiner))
+COMBINERS = sorted(n for n, cls in methods().items() if issubclass(cls, Combiner) and not cls.adapters_only)
 
 
 def family(home: Path, count: int = 3, dtype: torch.dtype = torch.float32) -> tuple[str, list[str], list[str], State]:
@@ -160,3 +160,17 @@ def test_adapters_stand_in_nested_recipes(tmp_path: Path) -> None:
         state = read(Path(adapters[2]))
         wanted = weight.double() + change(state, key.removesuffix(".weight"), 3 / 6)
         assert torch.allclose(ours[key].double(), wanted, rtol=1e-6, atol=1e-7)
+
+
+def test_other_commands_know_adapters(tmp_path: Path) -> None:
+    """A comparison of what experts changed, and the check before a merge."""
+    from plait.reports import check, diff
+
+    base, adapters, dense, _ = family(tmp_path)
+    ours = diff(base, {"a": adapters[0], "b": adapters[1]}).by_role()["all"]
+    theirs = diff(base, {"a": dense[0], "b": dense[1]}).by_role()["all"]
+    assert ours["experts"]["a"]["norm"] == pytest.approx(theirs["experts"]["a"]["norm"], rel=1e-5)
+    assert ours["pairs"] and all(v["cosine"] is not None for v in ours["pairs"].values())
+    experts = [adapters[0], f"{base}+{adapters[1]}", {"adapter": adapters[2]}]
+    found = check({"method": "ties", "base": base, "experts": experts})
+    assert found.deltas is not None and not [f for f in found.findings if f.kind == "missing"]
