@@ -60,7 +60,9 @@ _HEAD = re.compile(
     r"|visual_projection|pooler)(?![a-z])|^(decoder|proj_out|conv_out|conv_norm_out)\.(weight|bias)$"
 )
 #: what stands in front of all layers without being called an embedding
-_EARLY = re.compile(r"embed|(?<![a-z])(conv\d|conv_in|stem|patch\w*|feature_(extractor|projection)|pre_layrnorm)(?![a-z])")
+_EARLY = re.compile(
+    r"embed|(?<![a-z])(conv\d|conv_in|stem|patch\w*|feature_(extractor|projection)|pre_layrnorm)(?![a-z])"
+)
 _NUMBER = re.compile(r"(?:^|\.)([0-9]{1,6})(?=\.)")
 
 

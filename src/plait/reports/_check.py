@@ -142,6 +142,7 @@ def check(
     models = dict(_opened(source, findings))
     for name, model in models.items():
         findings += inspect_files(name, model)
+        findings += _quantised(name, model)
     findings += compare_configs(models)
     findings += compare_vocabularies(models)
     findings += _licences(models)
@@ -156,6 +157,18 @@ def check(
     based, count = source.recipe.base is not None, len(source.recipe.experts)
     suggestions = suitable(count, based, deltas) if not any(f.level == "blocks" for f in findings) else ()
     return Check(tuple(findings), evidence, compared, cost, deltas, suggestions, looked)
+
+
+def _quantised(name: str, model: Checkpoint) -> Iterator[Finding]:
+    """A format that is read is worth a note: what was lost when it was made is not in the merge either."""
+    if model.quantized:
+        yield Finding(
+            "quantised",
+            "notes",
+            name,
+            f"{name} is stored as {model.quantized}; it is read with its scales, and the result is not quantised.",
+            "The original 16-bit model gives a more exact merge, where it can be had.",
+        )
 
 
 def _conflicts(deltas: Diff | None) -> Iterator[Finding]:
