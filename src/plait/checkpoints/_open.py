@@ -22,7 +22,7 @@ from plait.checkpoints._safetensors import SafetensorsFile
 from plait.checkpoints._torch_files import load_torch_file
 from plait.checkpoints._tree import PIPELINE, component_folders, holds_weights
 from plait.checkpoints._urls import is_url, local_path
-from plait.errors import CheckpointError, MissingModelError, QuantizedCheckpointError, UnsafeFileError, shorten
+from plait.errors import CheckpointError, MissingModelError, UnsafeFileError, shorten
 
 __all__ = ["WEIGHT_SUFFIXES", "open_checkpoint"]
 
@@ -92,6 +92,11 @@ def _open_hub(repository: str, revision: str | None, text: str) -> Checkpoint:
 
 
 def _open_file(path: AnyPath, label: str) -> Checkpoint:
+    if path.suffix == ".gguf" and isinstance(path, Path):
+        from plait.checkpoints._gguf import read_gguf
+
+        weights, raw, words = read_gguf(path)
+        return Checkpoint(label, weights, stamp=_stamp([path]), opened=_states([path]), stored=raw, quantized=words)
     tensors, _, _ = dequantize(_read_file(path), None, str(path))
     beside = path.parent / ADAPTER_CONFIG
     files, adapter = [path], None
@@ -110,10 +115,6 @@ def _read_file(path: AnyPath) -> dict[str, LazyTensor]:
         return SafetensorsFile(LocalFile(path)).tensors
     if path.suffix in TORCH_SUFFIXES:
         return load_torch_file(path)
-    if path.suffix == ".gguf":
-        raise QuantizedCheckpointError(
-            f"{path} is a GGUF file, which plait does not read yet; use the original safetensors model."
-        )
     raise CheckpointError(f"{path} is no weight file that plait knows ({', '.join(WEIGHT_SUFFIXES)}).")
 
 
