@@ -6,7 +6,7 @@ whatever is left over that belongs to a packed weight is refused.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -137,7 +137,7 @@ def _block(codes: LazyTensor, scale: LazyTensor, given: Any, place: str) -> tupl
         return max(rows, 1), max(columns, 1)
     grid = scale.shape if len(scale.shape) == 2 else (scale.numel, 1)
     ways: list[tuple[int, int]] = []
-    if isinstance(given, list | tuple) and len(given) == 2 and all(isinstance(g, int) and g > 0 for g in given):
+    if isinstance(given, Sequence) and len(given) == 2 and all(isinstance(g, int) and g > 0 for g in given):
         ways.append((given[0], given[1]))
     if grid[0] and grid[1] and rows % grid[0] == 0 and columns % grid[1] == 0:
         ways.append((rows // grid[0], columns // grid[1]))
