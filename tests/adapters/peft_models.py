@@ -122,3 +122,12 @@ def merged_by_peft(wrapped: Any, folder: Path) -> State:
         warnings.simplefilter("ignore")
         model = wrapped.merge_and_unload()
     return load_file(save_model(model, folder) / "model.safetensors")
+
+
+def load_adapter(model: nn.Module, folder: Path) -> Any:
+    """A model with an adapter on it, as PEFT loads it."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return PeftModel.from_pretrained(model, folder)

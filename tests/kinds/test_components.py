@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from models import read, tree
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 import plait
+from models import read, tree
 from plait.errors import IncompatibleModelsError, RecipeError, UnsafeFileError
 from plait.reports import verify
 from plait.reports._reproduce import reproduce
@@ -91,7 +91,7 @@ def test_an_expert_may_be_the_component_alone(tmp_path: Path) -> None:
     plait.merge(recipe, tmp_path / "out", threads=1)
     got, one, two = (load_file(tmp_path / d / "unet" / UNET) for d in ("out", "a", "b"))
     assert all(torch.allclose(got[n], (one[n] + two[n]) / 2) for n in one)
-    with pytest.raises(IncompatibleModelsError, match="b .* is a single model, and 2 components"):
+    with pytest.raises(IncompatibleModelsError, match=r"b .* is a single model, and 2 components"):
         plait.plan({**recipe, "components": ["unet", "vae"]})
 
 

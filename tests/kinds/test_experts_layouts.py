@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from models import read
 
 import plait
+from models import read
 
 from .hf_models import TEXT, load, logits, make
 

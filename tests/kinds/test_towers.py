@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from models import read
 from safetensors.torch import save_file
 
 import plait
+from models import read
 from plait.errors import IncompatibleModelsError, RecipeError
 
 from .hf_models import TEXT, load, logits, make

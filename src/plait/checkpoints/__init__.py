@@ -2,6 +2,7 @@
 
 from plait.checkpoints._adapted import adapted, changes_alone
 from plait.checkpoints._adapter import Adapter, Module, read_adapter
+from plait.checkpoints._adapter_tensors import DifferenceTensor, LowRankTensor, ZeroTensor
 from plait.checkpoints._base import Checkpoint, Component, LazyTensor
 from plait.checkpoints._dtypes import RECIPE_DTYPES, is_float, parse_dtype, promote, safetensors_name, short
 from plait.checkpoints._layout import Entry, Layout, Shard
@@ -18,14 +19,17 @@ __all__ = [
     "AnyPath",
     "Checkpoint",
     "Component",
+    "DifferenceTensor",
     "Entry",
     "JoinedTensor",
     "Layout",
     "LazyTensor",
+    "LowRankTensor",
     "MemoryTensor",
     "Module",
     "RemotePath",
     "Shard",
+    "ZeroTensor",
     "adapted",
     "carried_files",
     "changes_alone",

@@ -10,16 +10,8 @@ import torch
 
 from plait.architectures import expert_modules, match_flat, match_modules, split_experts
 from plait.checkpoints._adapter import Adapter, Module
-from plait.checkpoints._adapter_tensors import (
-    AdaptedTensor,
-    DoraTensor,
-    FactorStore,
-    LowRankTensor,
-    MemberTensor,
-    RowsTensor,
-    ScaledTensor,
-    ZeroTensor,
-)
+from plait.checkpoints._adapter_tensors import FactorStore, LowRankTensor, MemberTensor, ScaledTensor, ZeroTensor
+from plait.checkpoints._adapter_weights import AdaptedTensor, DoraTensor, RowsTensor
 from plait.checkpoints._base import Checkpoint, LazyTensor
 from plait.errors import AdapterError, shorten
 
@@ -86,7 +78,9 @@ def changes_alone(adapter: Adapter) -> Checkpoint:
         shape = shape[::-1] if swap else shape
         kept = torch.promote_types(a.dtype, b.dtype)
         target = f"{name}.weight"
-        tensors[target] = LowRankTensor(target, shape, a, b, module.scale, swap=swap, kept=kept, store=store)
+        change = LowRankTensor(target, shape, a, b, module.scale, swap=swap, kept=kept, store=store)
+        change.module, change.kind = name, "embedding" if module.embedding else change.kind
+        tensors[target] = change
         if "bias" in module.parts:
             tensors[f"{name}.bias"] = ScaledTensor(f"{name}.bias", module.parts["bias"], module.scale, kept)
     return Checkpoint(
@@ -144,8 +138,8 @@ class _Maker:
             for target, tensor in self._of(module).items():
                 if target in self.base.ties:
                     raise self._bad(
-                        f"it changes {target}, which is tied to {self.base.ties[target]}: one cannot change without the "
-                        "other. Untie them in the base first."
+                        f"it changes {target}, which is tied to {self.base.ties[target]}: one cannot change without "
+                        "the other. Untie them in the base first."
                     )
                 if target in found:
                     raise self._bad(f"two of its parts change {target}.")
@@ -171,6 +165,7 @@ class _Maker:
         change = LowRankTensor(
             target, weight.shape, a, b, scale, swap=swap, stack=stack, kept=weight.kept, store=self.store
         )
+        change.module, change.kind = name, "embedding" if module.embedding else change.kind
         found: dict[str, LazyTensor] = {target: self._applied(module, name, weight, change, swap)}
         if "bias" in module.parts:
             bias = f"{place}.bias"

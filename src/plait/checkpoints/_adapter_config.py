@@ -1,4 +1,4 @@
-"""The configuration of a PEFT adapter: what it says about scales, and what of it cannot be read as a low-rank change."""
+"""The configuration of a PEFT adapter: what it says about scales, and what cannot be read as a low-rank change."""
 
 from __future__ import annotations
 

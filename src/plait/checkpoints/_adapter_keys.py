@@ -51,7 +51,8 @@ _OTHERS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
     )
 )
 _MARK = re.compile(
-    r"\.(lora_A|lora_B|lora_down|lora_up|lora_embedding_A|hada_w1_a|lokr_w1|lora)(\.|$)|_lora\.(down|up)\."
+    r"\.(lora_A|lora_B|lora_down|lora_up|lora_embedding_A|lora_linear_layer|hada_w1_a|lokr_w1|lora)(\.|$)"
+    r"|_lora\.(down|up)\."
 )
 
 

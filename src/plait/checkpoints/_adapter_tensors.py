@@ -1,4 +1,4 @@
-"""Tensors that an adapter makes: changes of a weight (deltas), and weights that a change has been applied to.
+"""Changes of a weight (deltas) that an adapter makes.
 
 A change that is known by its factors is never held dense: each block of it is computed from rows of B and all of A
 when it is read. It is computed in tiles of fixed rows, so that its bits do not depend on which block is asked for.
@@ -6,10 +6,11 @@ when it is read. It is computed in tiles of fixed rows, so that its bits do not 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -17,18 +18,18 @@ from torch import Tensor
 from plait.checkpoints._base import LazyTensor
 
 __all__ = [
-    "AdaptedTensor",
-    "DoraTensor",
+    "TILE",
+    "DerivedTensor",
+    "DifferenceTensor",
     "FactorStore",
     "LowRankTensor",
     "MemberTensor",
-    "RowsTensor",
     "ScaledTensor",
     "ZeroTensor",
 ]
 
 #: elements of a tile
-_TILE = 1 << 16
+TILE = 1 << 16
 #: bytes of factors that one adapter keeps in memory
 _KEPT = 32 << 20
 
@@ -55,7 +56,7 @@ class FactorStore:
         return found
 
 
-class _Derived(LazyTensor):
+class DerivedTensor(LazyTensor):
     """A tensor that is computed from others."""
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, source: str, kept: torch.dtype) -> None:
@@ -74,7 +75,7 @@ class _Derived(LazyTensor):
                 part.prefetch(start, stop)
 
 
-class LowRankTensor(_Derived):
+class LowRankTensor(DerivedTensor):
     """scale · L R, or a stack of such products, reshaped to the weight it is a change of.
 
     Args:
@@ -87,6 +88,10 @@ class LowRankTensor(_Derived):
         stack: number of products side by side: the experts of a fused tensor.
         kept: dtype that a result on this tensor should have.
         store: where factors are kept for the next block.
+
+    Attributes:
+        module: the module as the adapter calls it.
+        kind: how the adapter keeps its factors.
     """
 
     space: ClassVar[str] = "delta"
@@ -109,6 +114,10 @@ class LowRankTensor(_Derived):
         self.a, self.b = a, b
         self.scale, self.swap, self.stack = scale, swap, stack
         self.rank = a.shape[0] // stack
+        self.module = ""
+        self.kind: Literal["linear", "transposed", "embedding", "convolution"] = (
+            "convolution" if len(shape) > 2 else "transposed" if swap else "linear"
+        )
         self._store = store or FactorStore()
         self.nbytes = a.nbytes + b.nbytes  # what is read for it
 
@@ -120,10 +129,10 @@ class LowRankTensor(_Derived):
     def memory(self, block: int) -> int:
         """Both factors in float32, and a tile."""
         del block
-        return 2 * (self.a.numel + self.b.numel) * self.dtype.itemsize + 2 * (_TILE + self.width) * self.dtype.itemsize
+        return 2 * (self.a.numel + self.b.numel) * self.dtype.itemsize + 2 * (TILE + self.width) * self.dtype.itemsize
 
     def read_factors(self) -> tuple[Tensor, Tensor]:
-        """Read L (stack, m, r) with the scale folded in, and R (stack, r, n)."""
+        """Read L (stack, m, r) and R (stack, r, n), the scale folded in."""
         a, b = self.a.load().to(self.dtype), self.b.load().to(self.dtype)
         if self.stack == 1:
             rank = a.shape[0]
@@ -131,7 +140,8 @@ class LowRankTensor(_Derived):
         else:  # PEFT lays the experts' ranks one after another in A, and side by side in B
             a = a.reshape(self.stack, -1, a.shape[-1])
             b = b.reshape(b.shape[0], -1, self.stack).permute(2, 0, 1)
-        b = b * self.scale
+        root = abs(self.scale) ** 0.5  # on both sides, so that neither factor is the larger by the scale alone
+        a, b = a * root, b * math.copysign(root, self.scale)
         left, right = (a.mT, b.mT) if self.swap else (b, a)
         return left.contiguous(), right.contiguous()
 
@@ -149,7 +159,7 @@ class LowRankTensor(_Derived):
         left, right = self._store.get(self)
         result = torch.empty(end - start, dtype=self.dtype)
         rows, width = left.shape[1], right.shape[2]
-        tile = max(1, _TILE // width)
+        tile = max(1, TILE // width)
         position = start
         while position < end:
             member, row = divmod(position // width, rows)
@@ -180,7 +190,7 @@ class MemberTensor(LowRankTensor):
         return left[own, self._rows.start : self._rows.stop].contiguous(), right[own].contiguous()
 
 
-class ZeroTensor(_Derived):
+class ZeroTensor(DerivedTensor):
     """No change of a weight."""
 
     space: ClassVar[str] = "delta"
@@ -205,7 +215,7 @@ class ZeroTensor(_Derived):
         return torch.zeros((self.numel if stop is None else stop) - start)
 
 
-class ScaledTensor(_Derived):
+class ScaledTensor(DerivedTensor):
     """scale · a stored vector: the change of a bias."""
 
     space: ClassVar[str] = "delta"
@@ -225,106 +235,28 @@ class ScaledTensor(_Derived):
         return self.tensor.read(start, stop).float() * self.scale
 
 
-class AdaptedTensor(_Derived):
-    """A weight with a change added to it, in float32."""
+class DifferenceTensor(DerivedTensor):
+    """What a weight differs from another by, in float32."""
 
-    def __init__(self, weight: LazyTensor, change: LazyTensor, name: str | None = None) -> None:
-        dtype = torch.promote_types(torch.promote_types(weight.dtype, torch.float32), change.dtype)
-        super().__init__(name or weight.name, weight.shape, dtype, change.source, weight.kept)
-        self.weight, self.change = weight, change
-        self.nbytes = weight.nbytes + change.nbytes
+    space: ClassVar[str] = "delta"
+
+    def __init__(self, weight: LazyTensor, base: LazyTensor) -> None:
+        dtype = torch.promote_types(torch.promote_types(weight.dtype, base.dtype), torch.float32)
+        super().__init__(weight.name, weight.shape, dtype, weight.source, base.kept)
+        self.weight, self.base = weight, base
+        self.nbytes = weight.nbytes + base.nbytes
 
     @property
     def parts(self) -> tuple[LazyTensor, ...]:
         """What lies on disk of both."""
-        return (*self.weight.parts, *self.change.parts)
+        return (*self.weight.parts, *self.base.parts)
 
     def memory(self, block: int) -> int:
-        """The change, and the weight in its own dtype."""
-        return self.change.memory(block) + self.weight.memory(block) + block * (self.weight.dtype.itemsize + 4)
+        """Both in their own dtypes."""
+        own = block * (self.weight.dtype.itemsize + self.base.dtype.itemsize + 4)
+        return own + self.weight.memory(block) + self.base.memory(block)
 
     def read(self, start: int = 0, stop: int | None = None, scratch: Tensor | None = None) -> Tensor:
-        """Add."""
-        change = self.change.read(start, stop).to(self.dtype)
-        return change.add_(self.weight.read(start, stop, scratch))
-
-
-class DoraTensor(_Derived):
-    """m ∘ V/‖V‖ with V = W + ΔW: DoRA's weight, norms over the inputs of each output.
-
-    Args:
-        adapted: V.
-        magnitude: m, one number per output.
-        columns: whether outputs are the columns of the stored weight (embeddings, fan-in-fan-out), not its rows.
-    """
-
-    def __init__(self, adapted: AdaptedTensor, magnitude: LazyTensor, columns: bool) -> None:
-        super().__init__(adapted.name, adapted.shape, adapted.dtype, adapted.source, adapted.kept)
-        self.adapted, self.magnitude, self.columns = adapted, magnitude, columns
-        self.nbytes = adapted.nbytes + magnitude.nbytes
-        self._factor: Tensor | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def parts(self) -> tuple[LazyTensor, ...]:
-        """Weight, factors and magnitudes."""
-        return (*self.adapted.parts, self.magnitude)
-
-    def memory(self, block: int) -> int:
-        """V, and a factor per output."""
-        return self.adapted.memory(block) + 4 * max(block, _TILE) + 16 * self.magnitude.numel
-
-    def _outputs(self) -> Tensor:
-        """m/‖V‖ of every output: norms in float64 over tiles of fixed rows."""
-        with self._lock:
-            if self._factor is None:
-                rows, width = self.shape[0], self.width
-                squares = torch.zeros(width if self.columns else rows, dtype=torch.float64)
-                tile = max(1, _TILE // width)
-                for first in range(0, rows, tile):
-                    last = min(first + tile, rows)
-                    values = self.adapted.read(first * width, last * width).double().view(last - first, width)
-                    if self.columns:
-                        squares += values.square().sum(dim=0)
-                    else:
-                        squares[first:last] = values.square().sum(dim=1)
-                self._factor = (self.magnitude.load().reshape(-1).double() / squares.sqrt()).to(self.dtype)
-            return self._factor
-
-    def read(self, start: int = 0, stop: int | None = None, scratch: Tensor | None = None) -> Tensor:
-        """Scale the range."""
-        end = self.numel if stop is None else stop
-        factor, width = self._outputs(), self.width
-        places = torch.arange(start, end)
-        places = places % width if self.columns else places // width
-        return self.adapted.read(start, end, scratch).mul_(factor[places])
-
-
-class RowsTensor(_Derived):
-    """A weight with some of its rows replaced: tokens that were trained by themselves."""
-
-    def __init__(self, weight: LazyTensor, rows: LazyTensor, indices: tuple[int, ...]) -> None:
-        dtype = torch.promote_types(weight.dtype, rows.dtype)
-        super().__init__(weight.name, weight.shape, dtype, rows.source, weight.kept)
-        self.weight, self.rows, self.indices = weight, rows, indices
-        self.nbytes = weight.nbytes + rows.nbytes
-
-    @property
-    def parts(self) -> tuple[LazyTensor, ...]:
-        """The weight and the rows."""
-        return (*self.weight.parts, self.rows)
-
-    def memory(self, block: int) -> int:
-        """The weight in its own dtype, and the rows."""
-        return block * self.weight.dtype.itemsize + self.weight.memory(block) + 2 * self.rows.nbytes
-
-    def read(self, start: int = 0, stop: int | None = None, scratch: Tensor | None = None) -> Tensor:
-        """Put the rows in."""
-        end = self.numel if stop is None else stop
-        values = self.weight.read(start, end, scratch).to(self.dtype, copy=True)
-        for number, index in enumerate(self.indices):
-            first, last = max(start, index * self.width), min(end, (index + 1) * self.width)
-            if first < last:
-                offset = (number - index) * self.width
-                values[first - start : last - start] = self.rows.read(first + offset, last + offset).to(self.dtype)
-        return values
+        """Subtract."""
+        values = self.weight.read(start, stop).to(self.dtype, copy=True)
+        return values.sub_(self.base.read(start, stop, scratch))

@@ -37,9 +37,9 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import check, diff, inspect, merge, methods, reproduce, schema, verify
+    from plait.cli import adapter, check, diff, inspect, merge, methods, publish, reproduce, schema, verify
 
-    for module in (merge, methods, inspect, diff, check, reproduce, verify, schema):
+    for module in (merge, methods, inspect, diff, adapter, check, reproduce, verify, publish, schema):
         module.register(app)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from torch import Tensor
 
 from plait.architectures import Role, roles_of
 from plait.checkpoints import Checkpoint, Entry, Layout, LazyTensor, is_float, output_config, parse_dtype, promote
-from plait.engine._experts import open_experts, untouched
+from plait.engine._changes import as_adapter, as_files, only_changes
+from plait.engine._experts import check_factors, open_experts, untouched
 from plait.engine._plan import Job, Plan
 from plait.engine._slices import stack_slices
 from plait.engine._unify import unify
@@ -87,6 +88,13 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
         base = model(recipe.base, "base") if recipe.base is not None else None
         models = open_experts(source, chain, base, model)
     _check_counts(source, chain, models, base)
+    if recipe.adapters == "factors":
+        return as_files(_align(source, chain, models, None, dict(opener.inputs), nested, bool(prefix)))
+    if recipe.output is not None:
+        changes = only_changes(source, chain, models, base)
+        plain = Source(recipe.model_copy(update={"dtype": "float32"}), source.document, source.folder)
+        plan = _align(plain, chain, changes.models, changes.base, dict(opener.inputs), nested, False, changes.donor)
+        return as_adapter(replace(plan, source=source, origin=changes.origin, donor=changes.donor))
     return _align(source, chain, models, base, dict(opener.inputs), nested, bool(prefix))
 
 
@@ -109,7 +117,7 @@ def _check_counts(source: Source, chain: Chain, models: Mapping[str, Checkpoint]
     where = source.document.where(("experts",))
     cls, count = chain.combiner.cls, len(models)
     needing = [step.cls.name for step in chain.steps if step.cls.needs_base]
-    if needing and base is None:
+    if needing and base is None and source.recipe.output is None:
         raise RecipeError(
             f"{source.document.where(('method',))}{needing[0]!r} works on task vectors and needs `base:`, the "
             "model the experts were fine-tuned from."
@@ -139,13 +147,15 @@ def _align(
     inputs: dict[str, Checkpoint],
     nested: list[Plan],
     inner: bool,
+    whole_model: Checkpoint | None = None,
 ) -> Plan:
     recipe, where = source.recipe, source.document.where
     united = unify(source, {**({"base": base} if base is not None else {}), **models})
     every, first, donor = united.models, united.first, united.models[united.first]
     base, models = every.get("base"), {name: every[name] for name in models}
     used = {**({"base": base} if base is not None and chain.needs_base else {}), **models}
-    roles = roles_of(name for checkpoint in every.values() for name in checkpoint.tensors)
+    known = [*every.values(), *([whole_model] if whole_model is not None else [])]
+    roles = roles_of(name for checkpoint in known for name in checkpoint.tensors)
     copied, dropped = _picked(source, every, roles)
     copied = dict.fromkeys((n for n in donor.tensors if n in united.rest and n not in dropped), first) | copied
     notes = [f"{key} is stored as {c.quantized}: read with its scales." for key, c in every.items() if c.quantized]
@@ -306,6 +316,7 @@ def _merge(
     methods = tuple(step.at(name, role, experts) for step in chain.steps)
     weights = chain.weights_at(name, role)
     sources = tuple(tensors[key] for key in experts)
+    check_factors(methods, name, tensors)
     if all(method.copies for method in methods):
         return _copy(sources[0], name, role, entry.dtype, experts[0])
     for method in methods:

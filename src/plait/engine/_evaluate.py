@@ -129,7 +129,7 @@ class Evaluator:
 
     def _inspect(self, job: Job) -> None:
         """Hash and check inputs that will be read several times: once, and before minutes are spent on the first."""
-        for tensor in job.sources:
+        for tensor in (part for source in job.sources for part in source.parts):
             with self._lock:
                 if id(tensor) in self._inspected:
                     continue

@@ -126,6 +126,7 @@ class Plan:
         config: the output's config.json, or None.
         dtype: the dtype most of the output has.
         notes: what was decided on the user's behalf, one sentence each.
+        origin: of an adapter as output, the weights that results are changes of, where results are weights.
     """
 
     source: Source
@@ -138,6 +139,7 @@ class Plan:
     dtype: torch.dtype
     notes: tuple[str, ...] = ()
     nested: tuple[Any, ...] = field(default=())
+    origin: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Any:

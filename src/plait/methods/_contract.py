@@ -208,6 +208,11 @@ class Method:
     needs_base: ClassVar[bool] = True
     #: takes θ₀ as the origin where the recipe names a base, and does without where it names none
     optional_base: ClassVar[bool] = False
+    #: adding one matrix to the base and to all experts adds it to the result: changes can then be merged by themselves,
+    #: without reading the base
+    translates: ClassVar[bool] = True
+    #: works on the factors of adapters (`group.low_rank`) and has no meaning for other experts
+    adapters_only: ClassVar[bool] = False
     #: uses `group.weights`; giving weights to another method is an error
     weighted: ClassVar[bool] = True
     #: the result does not depend on the order of the experts
@@ -287,6 +292,18 @@ class Combiner(Method):
     def merge(self, group: Group) -> Tensor:
         """Return the merged weight, of the block's shape."""
         raise NotImplementedError
+
+    def factored(self, subject: Subject) -> bool:
+        """Whether `merge_low_rank` merges this tensor."""
+        del subject
+        return False
+
+    def merge_low_rank(self, group: Group) -> LowRank:
+        """Return the merged change by its factors, from those of `group.low_rank`.
+
+        Convolutions come as the matrix (outputs, everything else); `group.subject.shape` is the weight's own.
+        """
+        raise NotImplementedError(f"{self.name} says that it merges factors, but does not")
 
 
 @dataclass(frozen=True, kw_only=True)

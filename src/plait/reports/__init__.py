@@ -4,8 +4,10 @@ from plait.reports._card import model_card
 from plait.reports._check import Check, check
 from plait.reports._diff import Diff, TensorDiff, diff
 from plait.reports._files import describe_output
+from plait.reports._gguf import export_gguf, gguf_problems
 from plait.reports._manifest import manifest
 from plait.reports._methods_page import methods_page, verification
+from plait.reports._push import Pushed, push
 from plait.reports._recipe import MANIFEST, RECIPE
 from plait.reports._verify import Step, Verification, verify
 
@@ -14,15 +16,19 @@ __all__ = [
     "RECIPE",
     "Check",
     "Diff",
+    "Pushed",
     "Step",
     "TensorDiff",
     "Verification",
     "check",
     "describe_output",
     "diff",
+    "export_gguf",
+    "gguf_problems",
     "manifest",
     "methods_page",
     "model_card",
+    "push",
     "verification",
     "verify",
 ]

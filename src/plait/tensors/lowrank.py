@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plait.tensors.spectral import SVD, numerical_rank
 
-__all__ = ["LowRank", "choose_rank", "concatenate", "from_svd"]
+__all__ = ["LowRank", "choose_rank", "common_basis", "concatenate", "from_svd"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,3 +106,21 @@ def choose_rank(values: Float[Tensor, " r"], rank: int | None, energy: float | N
         # the last share is 1 up to rounding, and must not ask for one value more than there are
         count = min(count, int((share < energy * (1 - 1e-12)).sum()) + 1)
     return count if rank is None else min(count, rank)
+
+
+def common_basis(
+    parts: Sequence[LowRank], weights: Sequence[float], cutoff: float = 0.0
+) -> tuple[Float[Tensor, "m p"], Float[Tensor, " p"], tuple[Tensor, ...]]:
+    """U and s of [w₁Δ₁ … w_TΔ_T] = U diag(s) V above `cutoff` and above rounding, and the coordinates Uᵀ wᵢΔᵢ.
+
+    [w₁B₁ … w_TB_T] = Q R gives the small matrix [R₁A₁ … R_TA_T] with the same values: no m × n matrix is made.
+    """
+    dtype = parts[0].b.dtype
+    q, r = torch.linalg.qr(torch.cat([p.b.double() * w for p, w in zip(parts, weights, strict=True)], dim=1))
+    pieces = r.split([part.rank for part in parts], dim=1)
+    inner = [piece @ part.a.double() for piece, part in zip(pieces, parts, strict=True)]
+    u, s, _ = torch.linalg.svd(torch.cat(inner, dim=1), full_matrices=False)
+    width = sum(part.shape[1] for part in parts)
+    kept = min(numerical_rank(s, q.shape[0], width, eps=2.0**-23), int((s > cutoff).sum()))
+    basis = (q @ u[:, :kept]).to(dtype)
+    return basis, s[:kept].to(dtype), tuple((u[:, :kept].mT @ core).to(dtype) for core in inner)
