@@ -95,6 +95,25 @@ def test_every_type_of_numbers_is_what_the_package_makes_of_it(numbers: str, tmp
             assert torch.equal(checkpoint[name].read(start, stop), flat[start:stop])
 
 
+@pytest.mark.parametrize("numbers", ["Q4_K", "Q5_K", "Q6_K"])
+def test_types_that_the_package_reads_only(numbers: str, tmp_path: Path) -> None:
+    """Bytes drawn at random: the same bits as the package gives for the rows in their own order."""
+    kind = gguf.GGMLQuantizationType[numbers]
+    width = gguf.GGML_QUANT_SIZES[kind][1]
+    raw = torch.randint(0, 256, (16, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)).numpy()
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_block_count(1)
+    writer.add_head_count(HEADS)
+    writer.add_tensor("blk.0.attn_q.weight", raw, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    wanted = torch.from_numpy(gguf.quants.dequantize(raw, kind)).view(HEADS, 2, 2, 256).transpose(1, 2).reshape(16, 256)
+    got = Checkpoint.open(tmp_path / "m.gguf")["model.layers.0.self_attn.q_proj.weight"].load()
+    assert torch.equal(got.view(torch.int32), wanted.contiguous().view(torch.int32))
+
+
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
 def test_families_are_read_as_transformers_reads_them(family: str, tmp_path: Path) -> None:
     """The same names and the same numbers as transformers' own reader."""

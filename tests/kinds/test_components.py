@@ -236,6 +236,30 @@ def test_a_single_file_checkpoint_merges_with_block_weights(tmp_path: Path) -> N
     )
 
 
+def test_a_ckpt_file_is_read_without_its_pickle(tmp_path: Path) -> None:
+    """Weights only, wherever they lie in it; anything else is refused."""
+    state = load_file(_single(tmp_path / "a.safetensors", 0))
+    torch.save({"state_dict": state, "global_step": 5}, tmp_path / "a.ckpt")
+    recipe = {"method": "linear", "experts": [str(tmp_path / "a.ckpt"), str(tmp_path / "a.safetensors")]}
+    plait.merge(recipe, tmp_path / "out", threads=1)
+    got = read(tmp_path / "out")
+    assert set(got) == set(state) and all(torch.allclose(got[n], state[n]) for n in state)
+
+
+def test_inspect_says_what_a_folder_consists_of(tmp_path: Path) -> None:
+    """Components in the table and in the data."""
+    from typer.testing import CliRunner
+
+    from plait.cli import app
+
+    folder = _pipe(tmp_path / "a", 0)
+    shown = CliRunner().invoke(app, ["inspect", str(folder)])
+    assert shown.exit_code == 0 and "components: unet, vae, text_encoder" in shown.output
+    data = json.loads(CliRunner().invoke(app, ["inspect", str(folder), "--json"]).output)
+    roles = {row["name"]: row["role"] for row in data["tensors"]}
+    assert roles["unet/down_blocks.0.attn.to_q.weight"] == "attention" and data["components"][0] == "unet"
+
+
 def test_pipelines_of_differing_components_name_what_is_missing(tmp_path: Path) -> None:
     """A pipeline without the component that is to be merged."""
     recipe = _recipe(tmp_path, components="unet")
