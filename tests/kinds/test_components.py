@@ -95,6 +95,15 @@ def test_an_expert_may_be_the_component_alone(tmp_path: Path) -> None:
         plait.plan({**recipe, "components": ["unet", "vae"]})
 
 
+def test_another_component_may_be_taken_from_an_expert(tmp_path: Path) -> None:
+    """A `copy` rule names it."""
+    recipe = _recipe(tmp_path, components="unet", copy=[{"match": "vae/*", "from": "b"}])
+    plait.merge(recipe, tmp_path / "out", threads=1)
+    a, b, out = tree(tmp_path / "a"), tree(tmp_path / "b"), tree(tmp_path / "out")
+    assert out[f"vae/{UNET}"] == b[f"vae/{UNET}"]
+    assert out["text_encoder/model.safetensors"] == a["text_encoder/model.safetensors"]
+
+
 def test_a_merge_of_pipelines_may_stand_in_a_recipe(tmp_path: Path) -> None:
     """A nested recipe is a pipeline, too."""
     inner = _recipe(tmp_path, components="unet")

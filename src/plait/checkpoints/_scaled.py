@@ -98,6 +98,8 @@ class GridTensor(Dequantized):
         """Scale the range."""
         del scratch
         end = self.numel if stop is None else stop
+        if end <= start:
+            return torch.empty(0)
         columns = max(1, prod(self.shape[1:]))
         first, last = start // columns, -(-end // columns)
         begin, finish = start - first * columns, end - first * columns
@@ -106,8 +108,9 @@ class GridTensor(Dequantized):
         places = self.order.load().long() if self.order is not None else torch.arange(columns) // self.block[1]
 
         def spread(grid: LazyTensor) -> Tensor:
-            known = grid.load().to(torch.float32).view(self.grid)
-            return known[rows][:, places].reshape(-1)[begin:finish]
+            low, wide = int(rows[0]), self.grid[1]
+            known = grid.read(low * wide, (int(rows[-1]) + 1) * wide).to(torch.float32).view(-1, wide)
+            return known[rows - low][:, places].reshape(-1)[begin:finish]
 
         if self.zero is not None:
             values -= spread(self.zero)
