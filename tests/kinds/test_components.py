@@ -91,8 +91,17 @@ def test_an_expert_may_be_the_component_alone(tmp_path: Path) -> None:
     plait.merge(recipe, tmp_path / "out", threads=1)
     got, one, two = (load_file(tmp_path / d / "unet" / UNET) for d in ("out", "a", "b"))
     assert all(torch.allclose(got[n], (one[n] + two[n]) / 2) for n in one)
-    with pytest.raises(IncompatibleModelsError, match="b .* is a single model, and 2 components"):
+    with pytest.raises(IncompatibleModelsError, match=r"b .* is a single model, and 2 components"):
         plait.plan({**recipe, "components": ["unet", "vae"]})
+
+
+def test_another_component_may_be_taken_from_an_expert(tmp_path: Path) -> None:
+    """A `copy` rule names it."""
+    recipe = _recipe(tmp_path, components="unet", copy=[{"match": "vae/*", "from": "b"}])
+    plait.merge(recipe, tmp_path / "out", threads=1)
+    a, b, out = tree(tmp_path / "a"), tree(tmp_path / "b"), tree(tmp_path / "out")
+    assert out[f"vae/{UNET}"] == b[f"vae/{UNET}"]
+    assert out["text_encoder/model.safetensors"] == a["text_encoder/model.safetensors"]
 
 
 def test_a_merge_of_pipelines_may_stand_in_a_recipe(tmp_path: Path) -> None:
@@ -234,6 +243,30 @@ def test_a_single_file_checkpoint_merges_with_block_weights(tmp_path: Path) -> N
     torch.testing.assert_close(
         got["first_stage_model.decoder.conv_in.weight"], had["first_stage_model.decoder.conv_in.weight"]
     )
+
+
+def test_a_ckpt_file_is_read_without_its_pickle(tmp_path: Path) -> None:
+    """Weights only, wherever they lie in it; anything else is refused."""
+    state = load_file(_single(tmp_path / "a.safetensors", 0))
+    torch.save({"state_dict": state, "global_step": 5}, tmp_path / "a.ckpt")
+    recipe = {"method": "linear", "experts": [str(tmp_path / "a.ckpt"), str(tmp_path / "a.safetensors")]}
+    plait.merge(recipe, tmp_path / "out", threads=1)
+    got = read(tmp_path / "out")
+    assert set(got) == set(state) and all(torch.allclose(got[n], state[n]) for n in state)
+
+
+def test_inspect_says_what_a_folder_consists_of(tmp_path: Path) -> None:
+    """Components in the table and in the data."""
+    from typer.testing import CliRunner
+
+    from plait.cli import app
+
+    folder = _pipe(tmp_path / "a", 0)
+    shown = CliRunner().invoke(app, ["inspect", str(folder)])
+    assert shown.exit_code == 0 and "components: unet, vae, text_encoder" in shown.output
+    data = json.loads(CliRunner().invoke(app, ["inspect", str(folder), "--json"]).output)
+    roles = {row["name"]: row["role"] for row in data["tensors"]}
+    assert roles["unet/down_blocks.0.attn.to_q.weight"] == "attention" and data["components"][0] == "unet"
 
 
 def test_pipelines_of_differing_components_name_what_is_missing(tmp_path: Path) -> None:

@@ -138,6 +138,7 @@ class Checkpoint:
         restamp: reads the stamp anew, for files that can change while they are open.
         adapter: contents of adapter_config.json, or what stands in the file in its place; None for a model.
         components: the models that a folder of several consists of, by the folder each lies in.
+        stored: what its files hold, where the tensors are computed from that; the tensors themselves elsewhere.
         quantized: how its weights are quantised on disk, in words; empty if they are not.
     """
 
@@ -155,6 +156,7 @@ class Checkpoint:
         restamp: Callable[[], str] | None = None,
         adapter: Mapping[str, Any] | None = None,
         components: Mapping[str, Component] | None = None,
+        stored: Mapping[str, LazyTensor] | None = None,
         quantized: str = "",
     ) -> None:
         self.label = label
@@ -168,6 +170,7 @@ class Checkpoint:
         self.restamp = restamp
         self.adapter = adapter
         self.components = dict(components or {})
+        self.stored = tensors if stored is None else stored
         self.quantized = quantized
 
     @classmethod

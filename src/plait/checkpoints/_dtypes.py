@@ -7,6 +7,7 @@ import torch
 from plait.errors import RecipeError, suggest
 
 __all__ = [
+    "CODED",
     "QUANTIZED",
     "RECIPE_DTYPES",
     "SAFETENSORS",
@@ -33,8 +34,9 @@ SAFETENSORS: dict[str, torch.dtype] = {
     "U64": torch.uint64,
     "BOOL": torch.bool,
 }
-#: storage formats whose values mean nothing without scales kept elsewhere
-QUANTIZED = frozenset({"F8_E4M3", "F8_E5M2", "F8_E8M0", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
+#: storage formats whose values mean nothing without scales kept elsewhere; codes of them are read where the scales are
+CODED: dict[str, torch.dtype] = {"F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2}
+QUANTIZED = frozenset({"F8_E8M0", "F4", "F6_E2M3", "F6_E3M2", "F8_E4M3FNUZ", "F8_E5M2FNUZ"})
 
 _NAMES = {dtype: name for name, dtype in SAFETENSORS.items()}
 _MERGED = {

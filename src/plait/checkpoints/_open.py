@@ -15,13 +15,14 @@ from plait.checkpoints._adapter_config import METADATA
 from plait.checkpoints._adapter_keys import is_adapter_names
 from plait.checkpoints._base import Checkpoint, Component, LazyTensor
 from plait.checkpoints._memory import tensors_of
+from plait.checkpoints._quantized import dequantize
 from plait.checkpoints._ranges import LocalFile
 from plait.checkpoints._remote_path import AnyPath, RemotePath
 from plait.checkpoints._safetensors import SafetensorsFile
 from plait.checkpoints._torch_files import load_torch_file
 from plait.checkpoints._tree import PIPELINE, component_folders, holds_weights
 from plait.checkpoints._urls import is_url, local_path
-from plait.errors import CheckpointError, MissingModelError, QuantizedCheckpointError, UnsafeFileError, shorten
+from plait.errors import CheckpointError, MissingModelError, UnsafeFileError, shorten
 
 __all__ = ["WEIGHT_SUFFIXES", "open_checkpoint"]
 
@@ -91,7 +92,12 @@ def _open_hub(repository: str, revision: str | None, text: str) -> Checkpoint:
 
 
 def _open_file(path: AnyPath, label: str) -> Checkpoint:
-    tensors = _read_file(path)
+    if path.suffix == ".gguf" and isinstance(path, Path):
+        from plait.checkpoints._gguf import read_gguf
+
+        weights, raw, words = read_gguf(path)
+        return Checkpoint(label, weights, stamp=_stamp([path]), opened=_states([path]), stored=raw, quantized=words)
+    tensors, _, _ = dequantize(_read_file(path), None, str(path))
     beside = path.parent / ADAPTER_CONFIG
     files, adapter = [path], None
     if is_adapter_names(tensors):
@@ -109,10 +115,6 @@ def _read_file(path: AnyPath) -> dict[str, LazyTensor]:
         return SafetensorsFile(LocalFile(path)).tensors
     if path.suffix in TORCH_SUFFIXES:
         return load_torch_file(path)
-    if path.suffix == ".gguf":
-        raise QuantizedCheckpointError(
-            f"{path} is a GGUF file, which plait does not read yet; use the original safetensors model."
-        )
     raise CheckpointError(f"{path} is no weight file that plait knows ({', '.join(WEIGHT_SUFFIXES)}).")
 
 
@@ -124,10 +126,14 @@ def _open_folder(folder: AnyPath, label: str) -> Checkpoint:
         return _open_model(folder, label)
     root = None if pipeline or not holds_weights(folder) else _open_model(folder, label)
     tensors: dict[str, LazyTensor] = dict(root.tensors) if root is not None else {}
+    stored: dict[str, LazyTensor] = dict(root.stored) if root is not None else {}
+    words = {root.quantized} if root is not None else set()
     components: dict[str, Component] = {}
     for name in parts:
         part = _open_model(folder / name, f"{label}/{name}")
         tensors |= {f"{name}/{key}": tensor for key, tensor in part.tensors.items()}
+        stored |= {f"{name}/{key}": tensor for key, tensor in part.stored.items()}
+        words.add(part.quantized)
         file = next(iter(part.tensors.values())).source.rpartition("/")[2]
         stem = "diffusion_pytorch_model" if file.startswith("diffusion_pytorch_model") else "model"
         components[name] = Component(name, stem, part.config, pipeline)
@@ -143,12 +149,13 @@ def _open_folder(folder: AnyPath, label: str) -> Checkpoint:
         stamp=_stamp(files),
         opened=_states(files),
         components=components,
+        stored=stored,
+        quantized=", ".join(sorted(words - {""})),
     )
 
 
 def _open_model(folder: AnyPath, label: str) -> Checkpoint:
     config = _read_json(folder / "config.json") if (folder / "config.json").is_file() else None
-    _refuse_quantized(config, folder)
     files, weight_map = _weight_files(folder)
     tensors: dict[str, LazyTensor] = {}
     for file, found in zip(files, _read_all(files), strict=True):
@@ -161,7 +168,8 @@ def _open_model(folder: AnyPath, label: str) -> Checkpoint:
         tensors = {name: tensors[name] for name in weight_map}
     if not tensors:
         raise CheckpointError(f"{folder} holds no tensors.")
-    _refuse_packed(tensors, folder)
+    stored = tensors
+    tensors, config, words = dequantize(stored, config, str(folder))
     extra = [folder / "config.json"] if config is not None else []
     adapter = None
     if is_adapter_names(tensors) or (files and files[0].name.startswith("adapter_model.")):
@@ -170,7 +178,17 @@ def _open_model(folder: AnyPath, label: str) -> Checkpoint:
         extra = [beside] if beside.is_file() else []
     every = [*files, *extra]
     stamp, opened = _stamp(every), _states(every)
-    return Checkpoint(label, tensors, config=config, folder=folder, stamp=stamp, opened=opened, adapter=adapter)
+    return Checkpoint(
+        label,
+        tensors,
+        config=config,
+        folder=folder,
+        stamp=stamp,
+        opened=opened,
+        adapter=adapter,
+        stored=stored,
+        quantized=words,
+    )
 
 
 def _own_config(path: AnyPath) -> dict[str, Any]:
@@ -257,26 +275,6 @@ def _check_index(weight_map: Mapping[str, str], tensors: Mapping[str, LazyTensor
     unlisted = [f"{name} (in {tensors[name].source})" for name in tensors if name not in weight_map]
     if unlisted:
         raise CheckpointError(f"the shards of {folder} hold tensors that its index does not name:\n{shorten(unlisted)}")
-
-
-def _refuse_quantized(config: Mapping[str, Any] | None, folder: AnyPath) -> None:
-    quantization = (config or {}).get("quantization_config")
-    if quantization:
-        kind = quantization.get("quant_method", "quantised") if isinstance(quantization, Mapping) else "quantised"
-        raise QuantizedCheckpointError(
-            f"{folder} is a {kind} model (quantization_config in config.json): its stored numbers mean nothing without "
-            "their scales. Use the original 16-bit checkpoint, or dequantise it with the library that made it."
-        )
-
-
-def _refuse_packed(tensors: Mapping[str, LazyTensor], folder: AnyPath) -> None:
-    marks = (".qweight", ".qzeros", ".SCB", ".quant_map", ".absmax", ".weight_scale", ".weight_scale_inv", "_blocks")
-    for name in tensors:
-        if name.endswith(marks):
-            raise QuantizedCheckpointError(
-                f"{folder} is quantised: tensor {name!r} in {tensors[name].source} belongs to packed weights. Use the "
-                "original 16-bit checkpoint, or dequantise it with the library that made it."
-            )
 
 
 def _read_json(path: AnyPath) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from plait.checkpoints._base import LazyTensor
-from plait.checkpoints._dtypes import QUANTIZED, SAFETENSORS
+from plait.checkpoints._dtypes import CODED, QUANTIZED, SAFETENSORS
 from plait.checkpoints._ranges import READ_AGAIN, RangedFile
 from plait.errors import CheckpointError, QuantizedCheckpointError
 
@@ -82,12 +82,12 @@ class SafetensorsFile:
                 f"tensor {name!r} in {self.label} is stored as {code}: its values mean nothing without their scales. "
                 "Convert the model to bfloat16 with the library that quantised it, or use the original checkpoint."
             )
-        if code not in SAFETENSORS:
+        if code not in SAFETENSORS and code not in CODED:
             raise CheckpointError(f"tensor {name!r} in {self.label} has the unknown dtype {code!r}.")
         numbers = (*shape, begin, end)
         if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 62 for v in numbers):
             raise self._bad(f"shape or offsets of {name!r} are not natural numbers.")
-        dtype = SAFETENSORS[code]
+        dtype = SAFETENSORS.get(code) or CODED[code]
         if prod(shape) * dtype.itemsize != end - begin:
             raise self._bad(f"{name!r} of shape {list(shape)} and dtype {code} does not fill its {end - begin} bytes.")
         return begin, end, _FileTensor(name, shape, dtype, self.file, start + begin)

@@ -43,9 +43,24 @@ def register(app: typer.Typer) -> None:
             if fnmatch.fnmatchcase(name, match)
         ]
         if as_json:
-            typer.echo(json.dumps({"model": checkpoint.label, "tied": checkpoint.ties, "tensors": rows}, indent=1))
+            typer.echo(
+                json.dumps(
+                    {
+                        "model": checkpoint.label,
+                        "tied": checkpoint.ties,
+                        "quantized": checkpoint.quantized,
+                        "components": list(checkpoint.components),
+                        "tensors": rows,
+                    },
+                    indent=1,
+                )
+            )
             return
         _print(rows, checkpoint.ties, checkpoint.label)
+        if checkpoint.quantized:
+            typer.echo(f"stored as {checkpoint.quantized}; dtypes and sizes are those of what is read")
+        if checkpoint.components:
+            typer.echo(f"components: {', '.join(checkpoint.components)}")
 
 
 def _print(rows: Sequence[Mapping[str, object]], ties: dict[str, str], label: str) -> None:

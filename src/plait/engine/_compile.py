@@ -158,7 +158,8 @@ def _align(
     roles = roles_of(name for checkpoint in known for name in checkpoint.tensors)
     copied, dropped = _picked(source, every, roles)
     copied = dict.fromkeys((n for n in donor.tensors if n in united.rest and n not in dropped), first) | copied
-    notes = [*source.notes, *united.notes]
+    quantised = [f"{key} is stored as {c.quantized}: read with its scales." for key, c in every.items() if c.quantized]
+    notes = [*source.notes, *quantised, *united.notes]
     if base is not None and not chain.needs_base:
         methods = " and ".join(step.cls.name for step in chain.steps)
         notes.append(f"{methods} does not use the base: it only names the tensors and gives config and tokenizer.")

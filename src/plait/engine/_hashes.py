@@ -78,6 +78,6 @@ def model_hash(checkpoint: Checkpoint, digests: Mapping[str, str]) -> str:
     """One hash for a set of tensors: their names, shapes, dtypes and contents, in the order of their names."""
     state = xxhash.xxh3_128()
     for name in sorted(digests):
-        tensor = checkpoint.tensors[name]
+        tensor = checkpoint.stored[name]
         state.update(f"{name}\0{list(tensor.shape)}\0{tensor.dtype}\0{digests[name]}\n".encode())
     return state.hexdigest()

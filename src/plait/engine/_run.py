@@ -144,7 +144,7 @@ class Run:
         """Hash of every input tensor the plan uses, by the input's name."""
         owners: dict[int, tuple[str, str]] = {}
         for name, checkpoint in self.plan.inputs.items():
-            for key, tensor in checkpoint.tensors.items():
+            for key, tensor in checkpoint.stored.items():
                 owners.setdefault(id(tensor), (name, key))
         found: dict[str, dict[str, str]] = {name: {} for name in self.plan.inputs}
         for job in self.plan.jobs:

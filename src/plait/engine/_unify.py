@@ -182,12 +182,12 @@ def _chosen(name: str, model: Checkpoint, wanted: list[str], donor: Checkpoint) 
                 f"{name} ({model.label}) lacks components that are to be merged:\n{shorten(absent)}\nIt has "
                 f"{', '.join(model.components)}."
             )
-        keep = tuple(f"{c}/" for c in wanted)
-        return with_tensors(model, {n: t for n, t in model.tensors.items() if n.startswith(keep)})
+        keep = tuple(f"{c}/" for c in wanted)  # the others only as far as a `copy` rule may ask for them
+        kept = {n: t for n, t in model.tensors.items() if n.startswith(keep) or n in donor.tensors}
+        return with_tensors(model, kept)
     if len(wanted) > 1:
         raise IncompatibleModelsError(
             f"{name} ({model.label}) is a single model, and {len(wanted)} components are to be merged: give a pipeline "
             f"with {', '.join(wanted)}, or merge one component at a time."
         )
-    del donor
     return with_tensors(model, {f"{wanted[0]}/{n}": t for n, t in model.tensors.items()})

@@ -152,6 +152,7 @@ def check(
     opened = dict(_opened(source, findings))
     for name, model in opened.items():
         findings += inspect_files(name, model)
+        findings += _quantised(name, model)
     models = {name: model for name, model in opened.items() if model.adapter is None}
     for name, adapter in opened.items():
         findings += scan(name, adapter, adapter.tensors) if adapter.adapter is not None else ()
@@ -169,6 +170,18 @@ def check(
     based, count = source.recipe.base is not None, len(source.recipe.experts)
     suggestions = suitable(count, based, deltas) if not any(f.level == "blocks" for f in findings) else ()
     return Check(tuple(findings), evidence, compared, cost, deltas, suggestions, looked)
+
+
+def _quantised(name: str, model: Checkpoint) -> Iterator[Finding]:
+    """A format that is read is worth a note: what was lost when it was made is not in the merge either."""
+    if model.quantized:
+        yield Finding(
+            "quantised",
+            "notes",
+            name,
+            f"{name} is stored as {model.quantized}; it is read with its scales, and the result is not quantised.",
+            "The original 16-bit model gives a more exact merge, where it can be had.",
+        )
 
 
 def _conflicts(deltas: Diff | None) -> Iterator[Finding]:
@@ -203,9 +216,7 @@ def _opened(source: Source, findings: list[Finding]) -> Iterator[tuple[str, Chec
             continue
         seen.add(reference)
         try:
-            opened = Checkpoint.open(split_reference(reference, source.folder)[0], relative_to=source.folder)
-            if opened.adapter is None:
-                yield name, opened
+            yield name, Checkpoint.open(reference, relative_to=source.folder)
         except PlaitError as error:
             findings.append(Finding(_kind(error, "missing"), "blocks", name, f"{name} cannot be used: {error}"))
 
