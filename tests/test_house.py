@@ -19,9 +19,10 @@ ROOMS: dict[str, set[str]] = {
     "security": {"checkpoints", "architectures", "tensors"},
     "tensors": set(),
     "kernels": {"tensors"},
+    "alignment": {"architectures", "checkpoints", "tensors"},
     "methods": {"tensors"},
     "recipes": {"methods", "architectures"},
-    "engine": {"recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
+    "engine": {"alignment", "recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
     "tuning": {"engine", "methods"},
     "reports": {"security", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }

@@ -4,6 +4,7 @@ from plait.architectures._config import depth_keys, resize_depth, tie_flag
 from plait.architectures._parts import head_size, parts_of
 from plait.architectures._roles import KINDS, Role, layer_of, roles_of, with_layer
 from plait.architectures._ties import tied_to
+from plait.architectures._vocabulary import token_tables
 
 __all__ = [
     "KINDS",
@@ -16,5 +17,6 @@ __all__ = [
     "roles_of",
     "tie_flag",
     "tied_to",
+    "token_tables",
     "with_layer",
 ]

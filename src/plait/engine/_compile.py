@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +85,12 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
         base = model(recipe.base, "base") if recipe.base is not None else None
         models = {name: model(entry.model, name) for name, entry in recipe.experts.items()}
     _check_counts(source, chain, models, base)
+    if recipe.tokenizer is not None or recipe.chat_template is not None:
+        from plait.engine._vocabulary import align_tokens
+
+        spoken = align_tokens(source, base, models)
+        plan = _align(source, chain, spoken.models, spoken.base, dict(opener.inputs), nested, bool(prefix))
+        return replace(plan, files=spoken.files, notes=(*plan.notes, *spoken.notes))
     return _align(source, chain, models, base, dict(opener.inputs), nested, bool(prefix))
 
 

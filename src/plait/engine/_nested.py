@@ -20,7 +20,14 @@ def nested_checkpoint(plan: Plan, name: str) -> Checkpoint:
     cache = _Cache(plan)
     tensors: dict[str, LazyTensor] = {job.name: _seen(job, cache, name) for job in plan.jobs}
     donor = plan.donor
-    return Checkpoint(f"{name} (nested recipe)", tensors, config=plan.config, folder=donor.folder, hub_id=donor.hub_id)
+    return Checkpoint(
+        f"{name} (nested recipe)",
+        tensors,
+        config=plan.config,
+        folder=donor.folder,
+        hub_id=donor.hub_id,
+        files=plan.files or donor.files,
+    )
 
 
 def _seen(job: Job, cache: _Cache, label: str) -> LazyTensor:

@@ -121,6 +121,7 @@ class Plan:
         config: the output's config.json, or None.
         dtype: the dtype most of the output has.
         notes: what was decided on the user's behalf, one sentence each.
+        files: small files of the output that stand in the place of the donor's: its tokenizer.
     """
 
     source: Source
@@ -133,6 +134,7 @@ class Plan:
     dtype: torch.dtype
     notes: tuple[str, ...] = ()
     nested: tuple[Any, ...] = field(default=())
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Any:

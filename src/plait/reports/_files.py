@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from pathlib import PurePath
 
-from plait.checkpoints import carried_files
+from plait.checkpoints import carried_files, is_tokenizer_file
 from plait.engine import Plan, Result
 from plait.errors import ReadError
 from plait.reports._card import model_card
@@ -31,6 +32,9 @@ def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
                 f"{error.filename or folder}, which belongs to the merged model too, cannot be read: {error.strerror}. "
                 "Put it back, then run the same command again."
             ) from None
+    own = plan.files or plan.donor.files
+    if own:  # a tokenizer of the result's own: nothing of the donor's stays beside it
+        files = {path: data for path, data in files.items() if not is_tokenizer_file(PurePath(path))} | dict(own)
     if plan.config is not None:
         files["config.json"] = (json.dumps(plan.config, indent=2) + "\n").encode()
     files[RECIPE] = recipe_text(plan).encode()
