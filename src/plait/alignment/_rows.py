@@ -12,7 +12,7 @@ from torch import Tensor
 
 from plait.checkpoints import LazyTensor
 
-__all__ = ["MEAN", "ZERO", "AlignedTable", "Mix"]
+__all__ = ["PADDING", "ZERO", "AlignedTable", "Mix"]
 
 _CHUNK = 1 << 20
 
@@ -24,14 +24,16 @@ class Mix:
     Attributes:
         rows: what is added up.
         mean: of the table's own tokens, times this, is added.
+        padding: it is the mean of the new rows that are tokens.
     """
 
     rows: tuple[tuple[int, int, float], ...] = ()
     mean: float = 0.0
+    padding: bool = False
 
 
 ZERO = Mix()
-MEAN = Mix(mean=1.0)
+PADDING = Mix(padding=True)
 
 
 class AlignedTable(LazyTensor):
@@ -65,7 +67,7 @@ class AlignedTable(LazyTensor):
         self._runs = _runs(rows)
         self._starts = [run[0] for run in self._runs]
         self._mixed: dict[Mix, Tensor] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a row of padding is made of rows that may be mixed themselves
         used = {own} | {row[0] for row in rows if not isinstance(row, Mix)}
         used |= {table for row in rows if isinstance(row, Mix) for table, _, _ in row.rows}
         self._parts = tuple(dict.fromkeys(part for table in sorted(used) for part in self._tables[table].parts))
@@ -108,21 +110,22 @@ class AlignedTable(LazyTensor):
                 for table, row, weight in mix.rows:
                     total += weight * self._tables[table].read(row * self._width, (row + 1) * self._width).double()
                 if mix.mean:
-                    total += mix.mean * self._mean()
+                    total += mix.mean * self._mean(self._tables[self._own], self._tokens)
+                if mix.padding:
+                    total += self._mean(self, [i for i, row in enumerate(self._rows) if row != PADDING])
                 self._mixed[mix] = total.to(self.dtype)
             return self._mixed[mix]
 
-    def _mean(self) -> Tensor:
-        """The mean of the rows of the own table that are tokens."""
-        width, table = self._width, self._tables[self._own]
+    def _mean(self, table: LazyTensor, tokens: Sequence[int]) -> Tensor:
+        """The mean of some rows of a table, given in ascending order."""
+        width = self._width
         total = torch.zeros(width, dtype=torch.float64)
-        for begin, count, _, row in _runs([(0, token) for token in self._tokens]):
-            del begin
+        for _, count, _, row in _runs([(0, token) for token in tokens]):
             step = max(1, _CHUNK // width)
             for low in range(row, row + count, step):
                 high = min(low + step, row + count)
                 total += table.read(low * width, high * width).double().view(-1, width).sum(0)
-        return total / max(len(self._tokens), 1)
+        return total / max(len(tokens), 1)
 
 
 def _runs(rows: Sequence[tuple[int, int] | Mix]) -> list[tuple[int, int, int | Mix, int]]:

@@ -43,10 +43,10 @@ _MISTRAL = (
 _ALPACA = (
     "{%- for turn in messages -%}\n"
     "{%- if turn.role == 'system' -%}\n"
-    "{{ turn.content | trim ~ '\\n\\n' }}\n"
+    "{{- turn.content | trim ~ '\\n\\n' }}\n"
     "{%- else -%}\n"
     "{{ '### Instruction:\\n' if turn.role == 'user' else '### Response:\\n' }}\n"
-    "{{ turn.content | trim ~ '\\n\\n' }}\n"
+    "{{- turn.content | trim ~ '\\n\\n' }}\n"
     "{%- endif -%}\n"
     "{%- endfor -%}\n"
     "{%- if add_generation_prompt -%}\n"

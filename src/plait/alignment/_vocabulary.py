@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from plait.alignment._rows import MEAN, ZERO, AlignedTable, Mix
+from plait.alignment._rows import PADDING, ZERO, AlignedTable, Mix
 from plait.alignment._tokenizer import Tokenizer, read_tokenizer
 from plait.architectures import token_tables
 from plait.checkpoints import Checkpoint, LazyTensor
@@ -154,7 +154,7 @@ def align_vocabularies(
 
     A model's own row stands for each of its tokens. A token that it lacks gets the row its rule says; else that of the
     only model that has it; else that of `fill_from`, if it has the token; else the mean over the models that have it.
-    Rows without a token get the rows of `padding_from`, or the mean of the model's own tokens.
+    Rows without a token get the rows of `padding_from`, or the mean over the tokens of the result.
 
     Raises:
         RecipeError: for rules that name a model or token that is not there.
@@ -187,7 +187,7 @@ def align_vocabularies(
             for number, text in enumerate(texts):
                 if text is None:
                     has = pads in found and number < found[pads].shape[0]
-                    rows.append((pads, number) if has else MEAN)
+                    rows.append((pads, number) if has else PADDING)
                 elif text in numbers[own] and not (text in rules and rules[text].force):
                     rows.append((own, numbers[own][text]))
                 else:
