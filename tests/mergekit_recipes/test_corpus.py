@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 import plait
@@ -47,7 +49,22 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, state in family(home / "speaks").items():
         (home / "speaks" / name).rename(home / f"speaks-{name}")
         del state
+    write_adapter(home / "lora", base)
     return home
+
+
+def write_adapter(folder: Path, base: State) -> None:
+    """A LoRA of rank 4 and scale 2 on two kinds of matrices."""
+    rng = torch.Generator().manual_seed(7)
+    low: State = {}
+    for name in (n for n in base if n.endswith(("q_proj.weight", "down_proj.weight"))):
+        key = f"base_model.model.{name.removesuffix('.weight')}"
+        low[f"{key}.lora_A.weight"] = 0.1 * torch.randn(4, base[name].shape[1], generator=rng)
+        low[f"{key}.lora_B.weight"] = 0.1 * torch.randn(base[name].shape[0], 4, generator=rng)
+    folder.mkdir()
+    save_file(low, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "down_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
 
 
 @pytest.fixture

@@ -215,6 +215,22 @@ def test_a_stage_can_be_asked_for() -> None:
         imported(text, "z")
 
 
+def test_adapters_stand_beside_their_models() -> None:
+    text = "merge_method: ties\nbase_model: m\nmodels: [m+l@v2, x]\nparameters: {weight: 1}\n"
+    found = imported(text)
+    assert found.recipe["base"] == "m"
+    assert found.recipe["experts"]["l"] == {
+        "model": "m",
+        "adapter": "l@v2",
+        "weight": 1,
+    }
+    assert any("rounds m+l@v2 to the model's dtype" in note for note in found.notes)
+    sliced = "merge_method: passthrough\nslices: [{sources: [{model: m+l, layer_range: [0, 2]}]}]\n"
+    ((_, stack),) = imported(sliced).recipe["experts"].items()
+    inner = {"method": "passthrough", "experts": {"l": {"model": "m", "adapter": "l"}}}
+    assert stack == {"method": "passthrough", "slices": [{"model": inner, "layers": [0, 2]}]}
+
+
 def test_filters_are_texts_not_patterns() -> None:
     """A filter's own stars and brackets mean themselves."""
     text = "merge_method: passthrough\nmodels: [{model: a, parameters: {scale: [{filter: 'x[*]?', value: 2}]}}]\n"
