@@ -178,7 +178,11 @@ def _align(
         shapes = {key: list(tensor.shape) for key, tensor in tensors.items()}
         if len({tuple(s) for s in shapes.values()}) > 1:
             listed = ", ".join(f"{shape} in {key} ({tensors[key].source})" for key, shape in shapes.items())
-            advice = "; the vocabularies differ" if role.kind in ("embedding", "head") else ""
+            advice = (
+                "; the vocabularies differ, which `tokenizer: union` or `base` aligns"
+                if role.kind in ("embedding", "head")
+                else ""
+            )
             problems.append(f"{name}: shapes differ: {listed}{advice}")
             continue
         kinds = {is_float(t.dtype) for t in tensors.values()}
