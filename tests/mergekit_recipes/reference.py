@@ -35,6 +35,7 @@ def merge(text: str, folder: Path, uniform: Uniform) -> State:
     named = {d["name"]: d for d in documents if "name" in d}
     last = next((d for d in documents if "name" not in d), documents[-1])
 
+    @cache
     def load(name: str) -> State:
         return run(named[name]) if name in named else read(folder, name)
 

@@ -124,7 +124,7 @@ def _pair(first: str, one: Words, name: str, other: Words) -> Iterator[Finding]:
             "warns",
             name,
             f"{owner} knows {len(tokens):,} more tokens, such as {tokens[0]!r}.",
-            "Their rows are random in the other model; `tokenizer: union` in the recipe gives them the rows of the model that knows them.",
+            "Their rows are random in the other model; `tokenizer: union` gives them this model's.",
         )
     for key in sorted({*one.special, *other.special}):
         if one.special.get(key) != other.special.get(key):
