@@ -234,6 +234,17 @@ def test_nothing_depends_on_blocks_and_runs_can_be_reproduced(home: Path) -> Non
     assert set(inputs) == {"base", "more", "padded"} and all(entry["tensors"] for entry in inputs.values())
 
 
+def test_other_tokenizers_are_another_plan(home: Path) -> None:
+    """A half-finished output is not continued with rows that were aligned otherwise."""
+    family(home)
+    content = recipe(home, "union")
+    before = plait.plan(content).fingerprint()
+    assert plait.plan(content).fingerprint() == before
+    turned = {text: TOKENS - 1 - number for text, number in words().items()}
+    write_tokenizer(home / "padded", turned)
+    assert plait.plan(content).fingerprint() != before
+
+
 WRONG: dict[str, tuple[Any, str]] = {
     "source": ("mroe", r"source is 'mroe', which is no model here. Did you mean 'more'"),
     "fill_from": ({"fill_from": "x"}, "fill_from names 'x'"),

@@ -90,7 +90,8 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
 
         spoken = align_tokens(source, base, models)
         plan = _align(source, chain, spoken.models, spoken.base, dict(opener.inputs), nested, bool(prefix))
-        return replace(plan, files=spoken.files, notes=(*plan.notes, *spoken.notes))
+        notes = (*plan.notes, *spoken.notes)
+        return replace(plan, files=spoken.files, notes=notes, tokens=spoken.stamp)
     return _align(source, chain, models, base, dict(opener.inputs), nested, bool(prefix))
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -22,12 +24,14 @@ class Spoken:
         models: the experts.
         files: small files of the result in the place of the donor's.
         notes: what was decided.
+        stamp: a hash of all tokenizers: what must be equal for a half-finished output to be continued.
     """
 
     base: Checkpoint | None
     models: dict[str, Checkpoint]
     files: dict[str, bytes] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stamp: str = ""
 
 
 def align_tokens(source: Source, base: Checkpoint | None, models: Mapping[str, Checkpoint]) -> Spoken:
@@ -43,6 +47,7 @@ def align_tokens(source: Source, base: Checkpoint | None, models: Mapping[str, C
         return Spoken(base, dict(models))  # the engine says so
     files: dict[str, bytes] = {}
     notes: list[str] = []
+    stamp = ""
     tokenizer = read_tokenizer(every[donor], donor)
     try:
         if recipe.tokenizer is not None:
@@ -64,6 +69,8 @@ def align_tokens(source: Source, base: Checkpoint | None, models: Mapping[str, C
             tokenizer = after
             every[donor].config, more = renumber_files(every[donor], before, after)
             files |= more
+            words = {name: sorted(t.ids.items()) for name, t in vocabulary.tokenizers.items()}
+            stamp = hashlib.sha256(json.dumps(words).encode()).hexdigest()
             notes += [_summary(after.size, vocabulary.rows, asked.source, owner), *vocabulary.notes]
         if recipe.chat_template is not None:
             templates = {name: t.template if (t := read_tokenizer(c, name)) else None for name, c in every.items()}
@@ -77,7 +84,7 @@ def align_tokens(source: Source, base: Checkpoint | None, models: Mapping[str, C
     except RecipeError as error:
         place = source.document.where(("tokenizer" if str(error).startswith("tokenizer") else "chat_template",))
         raise RecipeError(f"{place}{error}") from None
-    return Spoken(every.pop("base", None) if base is not None else None, every, files, tuple(notes))
+    return Spoken(every.pop("base", None) if base is not None else None, every, files, tuple(notes), stamp)
 
 
 def _summary(tokens: int, rows: int, source: str, owner: str) -> str:
