@@ -77,6 +77,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         "parameters: {weight: [{filter: layers.3., value: 1}, {value: 2}]}\n",
         "names a layer by its number",
     ),
+    "merge keys": ("merge_method: linear\nx: &x {weight: 1}\nmodels: [{model: a, <<: *x}]\n", r"merge keys \(<<\)"),
     "modules": (
         "merge_method: linear\nmodules: {encoder: {models: [a, b]}, decoder: {models: [a]}}\n",
         "merging the modules encoder, decoder",
