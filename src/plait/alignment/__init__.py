@@ -2,6 +2,7 @@
 
 from plait.alignment._templates import TEMPLATES, pick_template
 from plait.alignment._tokenizer import Tokenizer, read_tokenizer
+from plait.alignment._transplant import WAYS, transplant
 from plait.alignment._vocabulary import (
     TokenRow,
     Vocabulary,
@@ -12,6 +13,7 @@ from plait.alignment._vocabulary import (
 
 __all__ = [
     "TEMPLATES",
+    "WAYS",
     "TokenRow",
     "Tokenizer",
     "Vocabulary",
@@ -20,4 +22,5 @@ __all__ = [
     "plan_vocabulary",
     "read_tokenizer",
     "renumber_files",
+    "transplant",
 ]

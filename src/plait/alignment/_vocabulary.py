@@ -13,7 +13,7 @@ from plait.architectures import token_tables
 from plait.checkpoints import Checkpoint, LazyTensor
 from plait.errors import IncompatibleModelsError, RecipeError, suggest
 
-__all__ = ["TokenRow", "Vocabulary", "align_vocabularies", "plan_vocabulary", "renumber_files"]
+__all__ = ["TokenRow", "Vocabulary", "align_vocabularies", "plan_vocabulary", "renumber_files", "with_tables"]
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def align_vocabularies(
                 continue  # nothing moves
             tokens = list(numbers[own].values())
             replaced[names[own]][table] = AlignedTable(table, own, found, rows, tokens)
-    return {name: _with(models[name], replaced[name], vocabulary) for name in names}
+    return {name: with_tables(models[name], replaced[name], vocabulary.rows) for name in names}
 
 
 def _fill(
@@ -234,12 +234,13 @@ def _check(token: str, rule: TokenRow, models: Mapping[str, Checkpoint], vocabul
         raise RecipeError(f"tokenizer: {rule.model} has no {what}, from which the row of {token!r} is to be taken.")
 
 
-def _with(checkpoint: Checkpoint, tables: Mapping[str, LazyTensor], vocabulary: Vocabulary) -> Checkpoint:
+def with_tables(checkpoint: Checkpoint, tables: Mapping[str, LazyTensor], rows: int) -> Checkpoint:
+    """The same model with other tables, and with their number of rows in its config."""
     config = dict(checkpoint.config) if checkpoint.config is not None else None
     if config is not None:
         for section in (config, config.get("text_config")):
             if isinstance(section, dict) and isinstance(section.get("vocab_size"), int):
-                changed = {**section, "vocab_size": vocabulary.rows}
+                changed = {**section, "vocab_size": rows}
                 if section is config:
                     config = changed
                 else:

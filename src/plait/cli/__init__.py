@@ -37,9 +37,9 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import check, diff, import_, inspect, merge, methods, publish, reproduce, schema, verify
+    from plait.cli import check, diff, import_, inspect, merge, methods, publish, reproduce, schema, transplant, verify
 
-    for module in (merge, import_, methods, inspect, diff, check, reproduce, verify, publish, schema):
+    for module in (merge, import_, methods, inspect, diff, check, reproduce, verify, publish, transplant, schema):
         module.register(app)
 
 

@@ -88,7 +88,7 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
     if recipe.tokenizer is not None or recipe.chat_template is not None:
         from plait.engine._vocabulary import align_tokens
 
-        spoken = align_tokens(source, base, models)
+        spoken = align_tokens(source, base, models, model)
         plan = _align(source, chain, spoken.models, spoken.base, dict(opener.inputs), nested, bool(prefix))
         notes = (*plan.notes, *spoken.notes)
         return replace(plan, files=spoken.files, notes=notes, tokens=spoken.stamp)

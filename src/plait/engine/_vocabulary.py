@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from plait.alignment import TokenRow, align_vocabularies, pick_template, plan_vocabulary, read_tokenizer, renumber_files
+from plait.alignment import (
+    Tokenizer,
+    TokenRow,
+    align_vocabularies,
+    pick_template,
+    plan_vocabulary,
+    read_tokenizer,
+    renumber_files,
+    transplant,
+)
 from plait.checkpoints import Checkpoint, LazyTensor
 from plait.errors import RecipeError
-from plait.recipes import Source
+from plait.recipes import Source, Vocabulary
 
 __all__ = ["Spoken", "align_tokens"]
 
@@ -34,7 +43,12 @@ class Spoken:
     stamp: str = ""
 
 
-def align_tokens(source: Source, base: Checkpoint | None, models: Mapping[str, Checkpoint]) -> Spoken:
+def align_tokens(
+    source: Source,
+    base: Checkpoint | None,
+    models: Mapping[str, Checkpoint],
+    open_model: Callable[[str, str], Checkpoint],
+) -> Spoken:
     """Do what the recipe says of the vocabulary; without a word on it, return the models as they are.
 
     Raises:
@@ -50,7 +64,13 @@ def align_tokens(source: Source, base: Checkpoint | None, models: Mapping[str, C
     stamp = ""
     tokenizer = read_tokenizer(every[donor], donor)
     try:
-        if recipe.tokenizer is not None:
+        if recipe.tokenizer is not None and recipe.tokenizer.transplant is not None:
+            _refuse_changes(every)
+            given = open_model(recipe.tokenizer.transplant, "tokenizer")
+            every, tokenizer, more, note, stamp = _transplanted(every, donor, given, recipe.tokenizer)
+            files |= more
+            notes.append(note)
+        elif recipe.tokenizer is not None:
             _refuse_changes(every)
             asked = recipe.tokenizer
             rules = {
@@ -69,8 +89,7 @@ def align_tokens(source: Source, base: Checkpoint | None, models: Mapping[str, C
             tokenizer = after
             every[donor].config, more = renumber_files(every[donor], before, after)
             files |= more
-            words = {name: sorted(t.ids.items()) for name, t in vocabulary.tokenizers.items()}
-            stamp = hashlib.sha256(json.dumps(words).encode()).hexdigest()
+            stamp = _stamp(vocabulary.tokenizers.values())
             notes += [_summary(after.size, vocabulary.rows, asked.source, owner), *vocabulary.notes]
         if recipe.chat_template is not None:
             templates = {name: t.template if (t := read_tokenizer(c, name)) else None for name, c in every.items()}
@@ -85,6 +104,44 @@ def align_tokens(source: Source, base: Checkpoint | None, models: Mapping[str, C
         place = source.document.where(("tokenizer" if str(error).startswith("tokenizer") else "chat_template",))
         raise RecipeError(f"{place}{error}") from None
     return Spoken(every.pop("base", None) if base is not None else None, every, files, tuple(notes), stamp)
+
+
+def _stamp(tokenizers: Iterable[Tokenizer]) -> str:
+    return hashlib.sha256(json.dumps([sorted(t.ids.items()) for t in tokenizers]).encode()).hexdigest()
+
+
+def _transplanted(
+    every: Mapping[str, Checkpoint], first: str, given: Checkpoint, asked: Vocabulary
+) -> tuple[dict[str, Checkpoint], Tokenizer, dict[str, bytes], str, str]:
+    """Every model with the donor's tokens; the donor's tokenizer, the files that change, a note and a stamp."""
+    theirs = read_tokenizer(given, "tokenizer")
+    if theirs is None:
+        raise RecipeError(f"tokenizer: {given.label} has no tokenizer.json or vocab.json to take tokens from.")
+    rows = -(-theirs.size // (asked.pad_to_multiple_of or 1)) * (asked.pad_to_multiple_of or 1)
+    found: dict[str, Checkpoint] = {}
+    own: dict[str, Tokenizer] = {}
+    shared = 0
+    for name, checkpoint in every.items():
+        tokenizer = read_tokenizer(checkpoint, name)
+        if tokenizer is None:
+            raise RecipeError(f"tokenizer: {name} ({checkpoint.label}) has no tokenizer.json or vocab.json beside it.")
+        own[name] = tokenizer
+        found[name], count = transplant(checkpoint, tokenizer, given, theirs, rows, asked.by, asked.k)
+        shared = count if name == first else shared
+    config, more = renumber_files(found[first], own[first], theirs)
+    special = {k: v for k, v in (given.config or {}).items() if k.endswith("_token_id")}
+    if config is not None:
+        found[first].config = {**config, **special}
+    for path, data in more.items():
+        content = json.loads(data)
+        more[path] = (
+            json.dumps({**content, **{k: v for k, v in special.items() if k in content}}, indent=2) + "\n"
+        ).encode()
+    note = (
+        f"{first} gets the tokenizer of {given.label}: {shared:,} tokens keep their rows, "
+        f"{theirs.size - shared:,} get new ones ({asked.by})."
+    )
+    return found, theirs, {**theirs.files, **more}, note, _stamp([*own.values(), theirs])
 
 
 def _summary(tokens: int, rows: int, source: str, owner: str) -> str:

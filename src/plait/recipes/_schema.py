@@ -126,6 +126,20 @@ class Vocabulary(_Strict):
     tokens: dict[str, TokenRule] = Field(default_factory=dict, description="token → where its row comes from")
     fill_from: str | None = Field(None, description="whose row stands in for a token that a model lacks, if it has it")
     pad_to_multiple_of: int | None = Field(None, ge=1, description="round the number of rows up")
+    transplant: str | None = Field(None, description="a model whose tokenizer every model gets, its rows made anew")
+    by: Literal["omp", "nearest", "mean", "zero"] = Field(
+        "omp", description="how a transplant makes rows of new tokens"
+    )
+    k: int = Field(64, ge=1, description="by how many known tokens a transplant writes a new one")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Vocabulary:
+        given = self.model_fields_set
+        if self.transplant is not None and (others := given & {"source", "tokens", "fill_from"}):
+            raise ValueError(f"a transplant takes the donor's vocabulary; leave out {', '.join(sorted(others))}")
+        if self.transplant is None and (alone := given & {"by", "k"}):
+            raise ValueError(f"{', '.join(sorted(alone))} is for a transplant; name the donor: `transplant: MODEL`")
+        return self
 
 
 class Recipe(_Strict):
