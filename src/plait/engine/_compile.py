@@ -306,7 +306,8 @@ def _merge(
     weights = chain.weights_at(name, role)
     sources = tuple(tensors[key] for key in experts)
     if all(method.copies for method in methods):
-        return _copy(sources[0], name, role, given, experts[0])
+        # inside another recipe a copy stays as it is stored: nothing is gained by float32
+        return _copy(sources[0], name, role, given or (None if wanted else entry.dtype), experts[0])
     for method in methods:
         try:
             method.check(weights)
