@@ -153,11 +153,16 @@ def test_the_schema_accepts_recipes_and_refuses_typos() -> None:
         "copy": [{"role": "embedding", "from": "base"}],
         "drop": ["*.bias"],
         "dtype": "bfloat16",
+        "tokenizer": "union",
     }
     validator.validate(good)
     load_recipe(good)
+    asked = {"source": "base", "tokens": {"<a>": {"from": "a", "force": True}}, "pad_to_multiple_of": 8}
+    validator.validate({**good, "tokenizer": asked, "chat_template": "auto"})
+    load_recipe({**good, "tokenizer": asked, "chat_template": "auto"})
     for bad in (
         {**good, "paramters": {}},
+        {**good, "tokenizer": {"sauce": "base"}},
         {**good, "method": "tise"},
         {**good, "parameters": {"densty": 0.5}},
         {**good, "parameters": {"density": 1.5}},

@@ -19,6 +19,6 @@ LEFT_OUT = {
     r"(bitstack|graftllm|twin|smile_moe_linear|wemoe_mlp|msmoe|singular_projection)-.*": _FAMILY,
     r"dop-.*": "continual merging that optimises a projection per step with multi-gradient descent: specified later",
     r"(activation_matching|weight_matching|align_in|zipit|pleas|repair|ot-fusion|merge_many)([_-].*)?": _ALIGN,
-    r"tokensurgeon.*": "tokenizer transplant, which does not exist yet",
+    r"tokensurgeon.*": "rows of a tokenizer transplant, no merge: tests/alignment/test_transplant.py reproduces them",
     r"fusellm-.*": "fusion of different architectures, which does not exist yet",
 }

@@ -6,6 +6,7 @@ in float64 on float32 task vectors. Random masks are numbers that the caller giv
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable
@@ -34,11 +35,12 @@ def merge(text: str, folder: Path, uniform: Uniform) -> State:
     named = {d["name"]: d for d in documents if "name" in d}
     last = next((d for d in documents if "name" not in d), documents[-1])
 
+    @cache
     def load(name: str) -> State:
         return run(named[name]) if name in named else read(folder, name)
 
     def run(document: dict[str, Any]) -> State:
-        return _Run(document, load, uniform).state()
+        return _Run(document, load, uniform, folder).state()
 
     return run(last)
 
@@ -58,8 +60,8 @@ def read(folder: Path, name: str) -> State:
 
 
 class _Run:
-    def __init__(self, document: dict[str, Any], load: Callable[[str], State], uniform: Uniform) -> None:
-        self.document, self.load, self.uniform = document, load, uniform
+    def __init__(self, document: dict[str, Any], load: Callable[[str], State], uniform: Uniform, folder: Path) -> None:
+        self.document, self.load, self.uniform, self.folder = document, load, uniform, folder
         self.method = document["merge_method"]
         content = next(iter(document["modules"].values())) if "modules" in document else document
         self.module = content.get("parameters") if "modules" in document else None
@@ -103,6 +105,9 @@ class _Run:
         base = _name(part.get("base_model")) or self.base
         models = [_name(s["model"]) for s in sources]
         tensors = [self.load(m)[n] for m, n in zip(models, names, strict=True)]
+        wanted = self.document.get("tokenizer") or {"source": self.document.get("tokenizer_source")}
+        if wanted["source"] is not None and name in ("model.embed_tokens.weight", "lm_head.weight"):
+            tensors = _aligned(dict(zip(models, tensors, strict=True)), wanted, base, self.folder)
         scopes = [part.get("parameters"), self.module, self.document.get("parameters")]
 
         def shared(key: str, default: Any = None) -> Any:
@@ -127,6 +132,47 @@ class _Run:
         kind = self.document.get("out_dtype") or self.document.get("dtype")
         wide = torch.promote_types(tensors[0].dtype, tensors[-1].dtype)
         out[name] = found.to(NAMES["dtype"][kind.removeprefix("torch.")] if kind else wide)
+
+
+def _aligned(tables: dict[str, Tensor], wanted: dict[str, Any], base: Any, folder: Path) -> list[Tensor]:
+    """The models' tables in the order of one vocabulary."""
+
+    def words(model: str) -> dict[str, int]:
+        whole = json.loads((folder / model / "tokenizer.json").read_text())
+        return {**whole["model"]["vocab"], **{e["content"]: e["id"] for e in whole["added_tokens"]}}
+
+    ids = {model: {w: i for w, i in words(model).items() if i < len(table)} for model, table in tables.items()}
+    rules = wanted.get("tokens") or {}
+    source = base if wanted["source"] in ("union", "base") else wanted["source"]
+    out = dict(words(source))
+    others = [w for model in tables for w in ids[model]] if wanted["source"] == "union" else []
+    for word in (*others, *rules):
+        out.setdefault(word, len(out))
+    found = []
+    for model, table in tables.items():
+        new = torch.zeros(len(out), table.shape[1])
+        for word, row in out.items():
+            rule = rules.get(word)
+            owners = [m for m in tables if word in ids[m]]
+            if model in owners and not (rule and rule.get("force")):
+                new[row] = table[ids[model][word]]
+            elif rule:
+                told = rule["source"]
+                if isinstance(told, str):
+                    new[row] = tables[told][ids[told][word]]
+                elif told["kind"] == "model_token":
+                    number = told["token_id"] if "token_id" in told else ids[told["model"]][told["token"]]
+                    new[row] = tables[told["model"]][number]
+            elif len(owners) == 1 or base in owners:
+                owner = owners[0] if len(owners) == 1 else base
+                new[row] = tables[owner][ids[owner][word]]
+            elif owners:
+                new[row] = sum(tables[m][ids[m][word]] for m in owners) / len(owners)
+        missing = -len(out) % (wanted.get("pad_to_multiple_of") or 1)
+        if missing:
+            new = torch.cat([new, new.mean(0).expand(missing, -1)])
+        found.append(new)
+    return found
 
 
 def _name(reference: Any) -> Any:

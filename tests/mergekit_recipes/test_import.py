@@ -77,6 +77,7 @@ REFUSED: dict[str, tuple[str, str]] = {
         "parameters: {weight: [{filter: layers.3., value: 1}, {value: 2}]}\n",
         "names a layer by its number",
     ),
+    "merge keys": ("merge_method: linear\nx: &x {weight: 1}\nmodels: [{model: a, <<: *x}]\n", r"merge keys \(<<\)"),
     "modules": (
         "merge_method: linear\nmodules: {encoder: {models: [a, b]}, decoder: {models: [a]}}\n",
         "merging the modules encoder, decoder",
@@ -213,6 +214,22 @@ def test_a_stage_can_be_asked_for() -> None:
     assert inner == {"method": "passthrough", "experts": {"a": "a"}}
     with pytest.raises(RecipeError, match="no document is called 'z'"):
         imported(text, "z")
+
+
+def test_adapters_stand_beside_their_models() -> None:
+    text = "merge_method: ties\nbase_model: m\nmodels: [m+l@v2, x]\nparameters: {weight: 1}\n"
+    found = imported(text)
+    assert found.recipe["base"] == "m"
+    assert found.recipe["experts"]["l"] == {
+        "model": "m",
+        "adapter": "l@v2",
+        "weight": 1,
+    }
+    assert any("rounds m+l@v2 to the model's dtype" in note for note in found.notes)
+    sliced = "merge_method: passthrough\nslices: [{sources: [{model: m+l, layer_range: [0, 2]}]}]\n"
+    ((_, stack),) = imported(sliced).recipe["experts"].items()
+    inner = {"method": "passthrough", "experts": {"l": {"model": "m", "adapter": "l"}}}
+    assert stack == {"method": "passthrough", "slices": [{"model": inner, "layers": [0, 2]}]}
 
 
 def test_filters_are_texts_not_patterns() -> None:

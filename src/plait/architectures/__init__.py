@@ -7,6 +7,7 @@ from plait.architectures._parts import head_size, parts_of
 from plait.architectures._roles import KINDS, Role, layer_of, roles_of, with_layer
 from plait.architectures._ties import tied_to
 from plait.architectures._views import Range, View, view_of
+from plait.architectures._vocabulary import token_tables
 
 __all__ = [
     "KINDS",
@@ -25,6 +26,7 @@ __all__ = [
     "split_experts",
     "tie_flag",
     "tied_to",
+    "token_tables",
     "view_of",
     "with_layer",
 ]

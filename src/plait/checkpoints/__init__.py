@@ -9,7 +9,7 @@ from plait.checkpoints._layout import Entry, Layout, Shard
 from plait.checkpoints._memory import MemoryTensor
 from plait.checkpoints._open import open_checkpoint
 from plait.checkpoints._remote_path import AnyPath, RemotePath
-from plait.checkpoints._sidecar import carried_files, output_config
+from plait.checkpoints._sidecar import carried_files, is_tokenizer_file, output_config
 from plait.checkpoints._urls import is_url, local_path
 from plait.checkpoints._views import JoinedTensor, seen_as, with_tensors
 
@@ -34,6 +34,7 @@ __all__ = [
     "carried_files",
     "changes_alone",
     "is_float",
+    "is_tokenizer_file",
     "is_url",
     "local_path",
     "open_checkpoint",

@@ -133,6 +133,7 @@ class Checkpoint:
         folder: where its other files lie, if it is a folder: a path here or a remote one.
         hub_id: its id on the Hub, if it came from there.
         revision: the commit that was read, for a Hub model.
+        files: small files that stand in the place of those of the same kind in the folder: a tokenizer made anew.
         stamp: what tells that its files changed between two runs: their sizes and tags or times.
         opened: the files here that were opened, as they were then.
         restamp: reads the stamp anew, for files that can change while they are open.
@@ -151,6 +152,7 @@ class Checkpoint:
         folder: AnyPath | None = None,
         hub_id: str | None = None,
         revision: str | None = None,
+        files: Mapping[str, bytes] | None = None,
         stamp: str = "",
         opened: Mapping[Path, os.stat_result] | None = None,
         restamp: Callable[[], str] | None = None,
@@ -165,6 +167,7 @@ class Checkpoint:
         self.folder = folder
         self.hub_id = hub_id
         self.revision = revision
+        self.files = dict(files or {})
         self.stamp = stamp
         self.opened = dict(opened or {})
         self.restamp = restamp

@@ -13,7 +13,7 @@ from plait.checkpoints._dtypes import short
 from plait.checkpoints._remote_path import AnyPath
 from plait.checkpoints._tree import component_files
 
-__all__ = ["carried_files", "output_config"]
+__all__ = ["carried_files", "is_tokenizer_file", "output_config"]
 
 _CARRIED = (
     "tokenizer*",
@@ -36,6 +36,14 @@ _CARRIED = (
     "NOTICE*",
     "USE_POLICY*",
 )
+
+
+_TOKENIZER = ("tokenizer", "special_tokens_map", "added_tokens", "vocab", "merges", "chat_template", "additional_chat")
+
+
+def is_tokenizer_file(path: PurePath) -> bool:
+    """Tell whether a carried file belongs to the tokenizer."""
+    return str(path).startswith(_TOKENIZER) or path.suffix in (".model", ".tiktoken")
 
 
 def carried_files(folder: AnyPath | None) -> list[PurePath]:

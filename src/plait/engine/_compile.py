@@ -90,11 +90,23 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
     _check_counts(source, chain, models, base)
     if recipe.adapters == "factors":
         return as_files(_align(source, chain, models, None, dict(opener.inputs), nested, bool(prefix)))
+    if recipe.output is not None and recipe.tokenizer is not None:
+        raise RecipeError(
+            f"{source.document.where(('tokenizer',))}an adapter has no rows for new tokens: leave out `tokenizer`, or write "
+            "a model."
+        )
     if recipe.output is not None:
         changes = only_changes(source, chain, models, base)
         plain = Source(recipe.model_copy(update={"dtype": "float32"}), source.document, source.folder)
         plan = _align(plain, chain, changes.models, changes.base, dict(opener.inputs), nested, False, changes.donor)
         return as_adapter(replace(plan, source=source, origin=changes.origin, donor=changes.donor))
+    if recipe.tokenizer is not None or recipe.chat_template is not None:
+        from plait.engine._vocabulary import align_tokens
+
+        spoken = align_tokens(source, base, models, model)
+        plan = _align(source, chain, spoken.models, spoken.base, dict(opener.inputs), nested, bool(prefix))
+        notes = (*plan.notes, *spoken.notes)
+        return replace(plan, files=spoken.files, notes=notes, tokens=spoken.stamp)
     return _align(source, chain, models, base, dict(opener.inputs), nested, bool(prefix))
 
 
@@ -186,7 +198,11 @@ def _align(
         shapes = {key: list(tensor.shape) for key, tensor in tensors.items()}
         if len({tuple(s) for s in shapes.values()}) > 1:
             listed = ", ".join(f"{shape} in {key} ({tensors[key].source})" for key, shape in shapes.items())
-            advice = "; the vocabularies differ" if role.kind in ("embedding", "head") else ""
+            advice = (
+                "; the vocabularies differ, which `tokenizer: union` or `base` aligns"
+                if role.kind in ("embedding", "head")
+                else ""
+            )
             problems.append(f"{name}: shapes differ: {listed}{advice}")
             continue
         kinds = {is_float(t.dtype) for t in tensors.values()}
@@ -320,7 +336,8 @@ def _merge(
     sources = tuple(tensors[key] for key in experts)
     check_factors(methods, name, tensors)
     if all(method.copies for method in methods):
-        return _copy(sources[0], name, role, given, experts[0])
+        # inside another recipe a copy stays as it is stored: nothing is gained by float32
+        return _copy(sources[0], name, role, given or (None if wanted else entry.dtype), experts[0])
     for method in methods:
         try:
             method.check(weights)

@@ -27,6 +27,7 @@ def nested_checkpoint(plan: Plan, name: str) -> Checkpoint:
         folder=donor.folder,
         hub_id=donor.hub_id,
         components=donor.components,
+        files=plan.files or donor.files,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +127,8 @@ class Plan:
         dtype: the dtype most of the output has.
         notes: what was decided on the user's behalf, one sentence each.
         origin: of an adapter as output, the weights that results are changes of, where results are weights.
+        files: small files of the output that stand in the place of the donor's: its tokenizer.
+        tokens: a hash of the tokenizers by which rows were aligned, or nothing.
     """
 
     source: Source
@@ -140,6 +142,8 @@ class Plan:
     notes: tuple[str, ...] = ()
     nested: tuple[Any, ...] = field(default=())
     origin: Mapping[str, LazyTensor] = field(default_factory=dict)
+    files: Mapping[str, bytes] = field(default_factory=dict)
+    tokens: str = ""
 
     @property
     def recipe(self) -> Any:
@@ -192,11 +196,17 @@ class Plan:
             "device": torch.device(device).type,
             "recipe": self.recipe.model_dump(mode="json", by_alias=True),
             "inputs": {name: [c.label, c.stamp] for name, c in self.inputs.items()},
+            "tokens": list(self._tokens()),
             "layout": [
                 [s.name, [[e.name, list(e.shape), str(e.dtype)] for e in s.entries]] for s in self.layout.shards
             ],
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+    def _tokens(self) -> Iterator[str]:
+        yield self.tokens
+        for inner in self.nested:
+            yield from inner._tokens()
 
     @property
     def folders(self) -> list[Path]:

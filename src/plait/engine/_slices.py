@@ -48,7 +48,15 @@ def stack_slices(parts: Sequence[tuple[Checkpoint, tuple[int, int]]], where: Seq
     config: dict[str, Any] | None = None
     if head.config is not None:
         config = resize_depth(head.config, origin)
-    return Checkpoint("stack", tensors, config=config, folder=head.folder, hub_id=head.hub_id, revision=head.revision)
+    return Checkpoint(
+        "stack",
+        tensors,
+        config=config,
+        folder=head.folder,
+        hub_id=head.hub_id,
+        revision=head.revision,
+        files=head.files,
+    )
 
 
 def _main_stack(checkpoint: Checkpoint) -> tuple[str, int]:

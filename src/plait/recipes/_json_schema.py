@@ -37,6 +37,10 @@ def json_schema() -> dict[str, Any]:
         "anyOf": [{"type": "object", "additionalProperties": reference}, {"type": "array", "items": reference}],
     }
     root["properties"]["drop"]["items"] = {"anyOf": [{"type": "string"}, {"$ref": "#/$defs/Selector"}]}
+    root["properties"]["tokenizer"] = {
+        "description": "whose vocabulary the result has: `union`, `base`, a model's name, or more of it",
+        "anyOf": [{"type": "string"}, {"$ref": "#/$defs/Vocabulary"}, {"type": "null"}],
+    }
     root["allOf"] = [_parameters(name) for name in names]
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": "plait recipe", **schema}
 

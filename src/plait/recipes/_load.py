@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from plait.errors import RecipeError, suggest
-from plait.recipes._schema import Expert, Recipe, Selector, Slice
+from plait.recipes._schema import Expert, Recipe, Selector, Slice, TokenRule, Vocabulary
 from plait.recipes._yaml import Document, read_documents
 from plait.recipes.mergekit import import_documents, is_mergekit
 
@@ -108,10 +108,19 @@ def _internal(part: str) -> bool:
     return part in ("Recipe", "str", "Expert", "int", "float", "bool") or "[" in part or "function-" in part
 
 
+_OWNERS: dict[str, type[BaseModel]] = {
+    "slices": Slice,
+    "drop": Selector,
+    "experts": Expert,
+    "tokenizer": Vocabulary,
+    "tokens": TokenRule,
+}
+
+
 def _known(model: type[BaseModel], parts: tuple[Any, ...]) -> list[str]:
     owner: type[BaseModel] = model
     for part in parts[:-1]:
-        owner = {"slices": Slice, "drop": Selector, "experts": Expert}.get(str(part), owner)
+        owner = _OWNERS.get(str(part), owner)
         if part in ("model", "base"):
             owner = Recipe
     return [info.alias or name for name, info in owner.model_fields.items()]

@@ -8,7 +8,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plait.architectures import KINDS
 
-__all__ = ["AdapterOutput", "CopyRule", "Expert", "Recipe", "Selector", "Slice", "ValueRule"]
+__all__ = [
+    "AdapterOutput",
+    "CopyRule",
+    "Expert",
+    "Recipe",
+    "Selector",
+    "Slice",
+    "TokenRule",
+    "ValueRule",
+    "Vocabulary",
+]
 
 Patterns: TypeAlias = str | list[str]
 
@@ -116,6 +126,50 @@ class AdapterOutput(_Strict):
     for_: Literal["vllm"] | None = Field(None, alias="for", description="whose limits are kept: vllm")
 
 
+class TokenRule(_Strict):
+    """Where the row of a token comes from, in models that lack the token."""
+
+    from_: str | None = Field(None, alias="from", description="'base' or the name of an expert whose row it is")
+    token: str | None = Field(None, description="the row of this token of that model; by default of the token itself")
+    id: int | None = Field(None, ge=0, description="the row with this number of that model")
+    value: Literal["zero", "mean"] | None = Field(None, description="zeros, or the mean of the model's own tokens")
+    scale: float = Field(1.0, description="factor on the row")
+    force: bool = Field(False, description="also in models that have the token")
+
+    @model_validator(mode="after")
+    def _one_source(self) -> TokenRule:
+        if (self.from_ is None) == (self.value is None):
+            raise ValueError("a token's row is either `from` a model or a `value`")
+        if self.value is not None and not (self.token is None and self.id is None):
+            raise ValueError("`token` and `id` need `from`")
+        if self.token is not None and self.id is not None:
+            raise ValueError("give `token` or `id`, not both")
+        return self
+
+
+class Vocabulary(_Strict):
+    """The tokenizer of the result; every model's embeddings and head are aligned with it token by token."""
+
+    source: str = Field("union", description="`union`, `base`, or the name of the model whose tokenizer it is")
+    tokens: dict[str, TokenRule] = Field(default_factory=dict, description="token → where its row comes from")
+    fill_from: str | None = Field(None, description="whose row stands in for a token that a model lacks, if it has it")
+    pad_to_multiple_of: int | None = Field(None, ge=1, description="round the number of rows up")
+    transplant: str | None = Field(None, description="a model whose tokenizer every model gets, its rows made anew")
+    by: Literal["omp", "nearest", "mean", "zero"] = Field(
+        "omp", description="how a transplant makes rows of new tokens"
+    )
+    k: int = Field(64, ge=1, description="by how many known tokens a transplant writes a new one")
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Vocabulary:
+        given = self.model_fields_set
+        if self.transplant is not None and (others := given & {"source", "tokens", "fill_from"}):
+            raise ValueError(f"a transplant takes the donor's vocabulary; leave out {', '.join(sorted(others))}")
+        if self.transplant is None and (alone := given & {"by", "k"}):
+            raise ValueError(f"{', '.join(sorted(alone))} is for a transplant; name the donor: `transplant: MODEL`")
+        return self
+
+
 class Recipe(_Strict):
     """A merge: a method, the models, the parameters, what to write."""
 
@@ -137,6 +191,10 @@ class Recipe(_Strict):
         None, description="prefix of the part of the larger model that the other models are merged into"
     )
     files_from: str | None = Field(None, description="whose config, tokenizer and templates: 'base' or an expert")
+    tokenizer: Vocabulary | None = Field(None, description="`union`, `base`, a model's name, or a mapping")
+    chat_template: str | None = Field(
+        None, description="auto, a model's name, chatml, llama3, mistral, alpaca, or Jinja"
+    )
     allow_nonfinite: bool = Field(False, description="accept NaN and infinity in inputs and output")
     shard_size: Annotated[str | int, Field(description="largest output file, e.g. 5GB")] = "5GB"
     license: str | None = Field(None, description="licence of the result, if it is not the parents' strictest")
@@ -159,6 +217,8 @@ class Recipe(_Strict):
             data["experts"] = {k: _as_expert(v) for k, v in experts.items()}
         if data.get("output") in ("adapter", "model"):
             data["output"] = {"kind": "adapter"} if data["output"] == "adapter" else None
+        if isinstance(data.get("tokenizer"), str):
+            data["tokenizer"] = {"source": data["tokenizer"]}
         drop = data.get("drop")
         if isinstance(drop, str):
             drop = [drop]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import PurePath
 
 import torch
 
-from plait.checkpoints import carried_files, is_float, output_config
+from plait.checkpoints import carried_files, is_float, is_tokenizer_file, output_config
 from plait.engine import Plan, Result
 from plait.errors import ReadError
 from plait.reports._card import model_card
@@ -39,6 +40,9 @@ def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
             config = output_config(component.config, _dtype_of(plan, component.name))
             if config != component.config:
                 files[f"{component.name}/config.json"] = (json.dumps(config, indent=2) + "\n").encode()
+    own = plan.files or plan.donor.files
+    if own:  # a tokenizer of the result's own: nothing of the donor's stays beside it
+        files = {path: data for path, data in files.items() if not is_tokenizer_file(PurePath(path))} | dict(own)
     if plan.config is not None:
         files["config.json"] = (json.dumps(plan.config, indent=2) + "\n").encode()
     if plan.recipe.adapters == "factors":

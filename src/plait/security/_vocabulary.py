@@ -92,7 +92,7 @@ def _rows(models: Mapping[str, Checkpoint]) -> Iterator[Finding]:
             "blocks",
             "",
             f"the embeddings have different numbers of rows: {listed}.",
-            "Align the rows by token, or take embedding and head from one model with `copy` rules.",
+            "Align the rows by token with `tokenizer: union` or `base` in the recipe.",
         )
 
 
@@ -115,7 +115,7 @@ def _pair(first: str, one: Words, name: str, other: Words) -> Iterator[Finding]:
             name,
             f"rows of the embedding mean other tokens in {name} than in {first}: {len(moved):,} tokens have another "
             f"number, {len(extra):,} are only in {name}, {len(lacking):,} only in {first} (for example {example!r}).",
-            "Align the vocabularies by token, or use models with one tokenizer.",
+            "Align the vocabularies by token with `tokenizer: union` or `base` in the recipe.",
         )
     elif extra or lacking:
         owner, tokens = (name, extra) if extra else (first, lacking)
@@ -124,7 +124,7 @@ def _pair(first: str, one: Words, name: str, other: Words) -> Iterator[Finding]:
             "warns",
             name,
             f"{owner} knows {len(tokens):,} more tokens, such as {tokens[0]!r}.",
-            "Their rows are random in the other model; look at what the merge does with them.",
+            "Their rows are random in the other model; `tokenizer: union` gives them this model's.",
         )
     for key in sorted({*one.special, *other.special}):
         if one.special.get(key) != other.special.get(key):

@@ -26,13 +26,25 @@ class Builder:
     Args:
         reader: for errors and notes.
         config: the document.
-        reference: what stands for a model in a recipe.
+        reference: what stands for a model, without its adapter, in a recipe.
+        rebase: changes the paths of adapters as it does those of models.
+
+    Attributes:
+        called: what the recipe of a group calls its models.
     """
 
-    def __init__(self, reader: Reader, config: Config, reference: Callable[[ModelName], Reference]) -> None:
+    def __init__(
+        self,
+        reader: Reader,
+        config: Config,
+        reference: Callable[[ModelName], Reference],
+        rebase: Callable[[str], str] = str,
+    ) -> None:
         self.reader = reader
         self.config = config
         self.reference = reference
+        self.rebase = rebase
+        self.called: dict[ModelName, str] = {}
         if config.method not in TRANSLATIONS:
             hint = suggest(config.method, TRANSLATIONS)
             raise reader.fail(
@@ -84,8 +96,11 @@ class Builder:
             (owner,) = [item for item in inputs if item.model == base]
             content["base"] = self._model(owner)
         entries: dict[str, dict[str, Any]] = {
-            name: {"model": self._model(item)} for name, item in zip(names, experts, strict=True)
+            name: self._expert(item) for name, item in zip(names, experts, strict=True)
         }
+        self.called = {item.model: name for name, item in zip(names, experts, strict=True)}
+        if "base" in content and base is not None:
+            self.called[base] = "base"
         parameters = self._values(group, experts, names, entries)
         content["experts"] = {
             name: entry["model"] if set(entry) == {"model"} else entry for name, entry in entries.items()
@@ -117,15 +132,36 @@ class Builder:
                 raise reader.fail(group.at, f"base_model {base} must be among the sources of every slice.")
         return inputs, base
 
+    def _expert(self, item: Input) -> dict[str, Any]:
+        """An expert's entry; an adapter stands beside its model, so that methods on changes see the change itself."""
+        if item.model.adapter is None or item.layers is not None:
+            return {"model": self._model(item)}
+        self._rounding(item.model)
+        return {"model": self.reference(item.model), "adapter": self._adapter(item.model)}
+
     def _model(self, item: Input, whole: bool = False) -> Reference:
         """What stands for an input: the model, or the range of its layers as a stack of its own."""
-        reference = self.reference(item.model)
-        if item.layers is None or whole or item.layers == (0, _depth(item.model)):
+        name = item.model
+        reference = self.reference(name)
+        if name.adapter is not None:
+            self._rounding(name)
+            (short,) = _names([name])
+            entry = {"model": reference, "adapter": self._adapter(name)}
+            reference = {"method": "passthrough", "experts": {short: entry}}
+        if item.layers is None or whole or item.layers == (0, _depth(name)):
             return reference
         return {"method": "passthrough", "slices": [{"model": reference, "layers": list(item.layers)}]}
 
+    def _adapter(self, name: ModelName) -> str:
+        path, _, revision = (name.adapter or "").partition("@")
+        return f"{self.rebase(path)}@{revision}" if revision else self.rebase(path)
+
+    def _rounding(self, name: ModelName) -> None:
+        self.reader.note(f"mergekit rounds {name} to the model's dtype before it merges it; plait does not.")
+
     def _passthrough(self, item: Input) -> tuple[dict[str, Any], ModelName]:
         (name,) = _names([item.model])
+        self.called = {item.model: name}
         return {"method": "passthrough", "experts": {name: self._model(item)}}, item.model
 
     # --- values ----------------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from plait.errors import RecipeError, suggest
 from plait.recipes._yaml import Document
 from plait.recipes.mergekit._group import Builder
 from plait.recipes.mergekit._read import Config, Group, ModelName, Reader, read_config
+from plait.recipes.mergekit._tokens import chat_template, vocabulary
 
 __all__ = ["Imported", "import_documents", "is_mergekit"]
 
@@ -103,10 +104,8 @@ class Stages:
         return _Document(reader, config, self).build()
 
     def reference(self, reader: Reader, name: ModelName) -> str | dict[str, Any]:
-        """What stands for a model in a recipe: its path, or the recipe of the stage it names."""
+        """What stands for a model without its adapter: its path, or the recipe of the stage it names."""
         if name.path not in self.named:
-            if name.adapter is not None:
-                raise reader.fail((), f"{name}: adapters are not read yet; merge {name.adapter} into its model first.")
             return f"{self.rebase(name.path)}@{name.revision}" if name.revision else self.rebase(name.path)
         if name.path in self._open:
             circle = " → ".join([*self._open[self._open.index(name.path) :], name.path])
@@ -134,7 +133,7 @@ class _Document:
     def __init__(self, reader: Reader, config: Config, stages: Stages) -> None:
         self.reader = reader
         self.config = config
-        self.builder = Builder(reader, config, lambda name: stages.reference(reader, name))
+        self.builder = Builder(reader, config, lambda name: stages.reference(reader, name), stages.rebase)
 
     def build(self) -> dict[str, Any]:
         config, reader = self.config, self.reader
@@ -152,9 +151,15 @@ class _Document:
         dtype = self._dtype()
         if dtype is not None:
             recipe["dtype"] = dtype
-        for key, value in (("tokenizer", config.tokenizer), ("chat_template", config.chat_template)):
-            if value is not None:
-                raise reader.fail((key,), f"{key} is not imported yet.")
+        if config.tokenizer is not None:
+            if len(config.groups) > 1:
+                raise reader.fail(
+                    ("tokenizer",),
+                    "the vocabularies of several slices are not aligned; give the stack its models' own.",
+                )
+            recipe["tokenizer"] = vocabulary(reader, config.tokenizer, self.builder.called, config.base)
+        if config.chat_template is not None:
+            recipe["chat_template"] = chat_template(reader, config.chat_template)
         return recipe
 
     def _stack(self, groups: Sequence[Group]) -> tuple[dict[str, Any], ModelName]:

@@ -121,6 +121,8 @@ class Reader:
             return {}
         if not isinstance(value, Mapping):
             raise self.fail(path, f"{what} must be a mapping, not {value!r}.")
+        if "<<" in value:
+            raise self.fail((*path, "<<"), "merge keys (<<) are not read; write the keys out.")
         return value
 
     def items(self, value: Any, path: Path, what: str) -> list[Any]:

@@ -75,7 +75,7 @@ def _conditions(reader: Reader, setting: Any, path: Path) -> list[Entry]:
 def _typed(reader: Reader, value: Any, kind: type, path: Path, what: str) -> Any:
     """The value as mergekit would take it: words of YAML 1.1 for booleans, numbers in quotes, true for 1."""
     if kind is bool:
-        word = str(value).lower()
+        word = str(int(value) if value in (0, 1) else value).lower()
         if isinstance(value, bool) or word in (*_TRUE, *_FALSE, "0", "1"):
             return word in (*_TRUE, "1")
         raise reader.fail(path, f"{what} is {value!r}; it must be true or false.")
