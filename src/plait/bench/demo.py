@@ -1,4 +1,4 @@
-"""`python -m plait.bench.demo`: train three experts of a real encoder once, merge them in many ways, compare.
+"""`python -m plait.bench.demo`: build the testbed `encoder` in its quick size once, merge its experts, compare.
 
 The table has the accuracy on each task's test split with the head of the task's own expert; their mean; the mean over
 tasks of the accuracy relative to the task's own expert ("% expert"); and the seconds of the merge, from files to files.
@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from plait.bench._merges import Merge, catalogue, demo_merges
-from plait.bench.encoder import DEFAULT_CACHE, Settings, Testbed, build_testbed
+from plait.bench._testbed import Testbed
+from plait.bench.testbeds import DEFAULT_CACHE, build
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -49,7 +50,7 @@ def run_merges(testbed: Testbed, merges: Iterable[Merge], merge: MergeFunction) 
         merge: executes a recipe and writes the model to a path.
     """
     for label, recipe in merges:
-        out = testbed.folder / "merges" / re.sub(r"[^a-z0-9.]+", "_", label.lower()).strip("_")
+        out = testbed.work / "merges" / re.sub(r"[^a-z0-9.]+", "_", label.lower()).strip("_")
         start = time.perf_counter()
         try:
             merge(recipe, out)
@@ -97,16 +98,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Build or load the testbed, merge, print the table; return 1 if any merge failed."""
     parser = argparse.ArgumentParser(prog="python -m plait.bench.demo", description="Compare merges of real models.")
     parser.add_argument(
-        "--cache", type=Path, default=DEFAULT_CACHE, help="where models are kept (default: %(default)s)"
+        "--cache", type=Path, default=DEFAULT_CACHE, help="where testbeds are kept (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the experts' training (default: 0)")
-    parser.add_argument("--threads", type=int, default=1, help="threads that train and evaluate (default: 1)")
     parser.add_argument("--all", action="store_true", help="the whole catalogue, not only the best-known methods")
     options = parser.parse_args(argv)
 
     from rich.console import Console
 
-    testbed = build_testbed(options.cache, Settings(seed=options.seed, threads=options.threads), _say)
+    testbed = Testbed(build("encoder", "quick", options.seed, options.cache, _say))
     _say("evaluating the base and the experts")
     sections: list[list[Result]] = [reference_rows(testbed)]
     known = demo_merges(testbed.base, testbed.experts)
@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = sum(bool(row.error) for row in rows)
     if failed:
         _say(f"{failed} of {len(rows)} merges failed")
-    _say(f"The models are in {testbed.folder}")
+    _say(f"The testbed is {testbed.folder}, the merges are in {testbed.work / 'merges'}")
     return 1 if failed else 0
 
 

@@ -37,9 +37,23 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import bench, check, diff, eval, inspect, merge, methods, reproduce, schema
+    from plait.cli import (
+        bench,
+        check,
+        diff,
+        eval,
+        inspect,
+        merge,
+        methods,
+        publish,
+        reproduce,
+        schema,
+        testbed,
+        verify,
+    )
 
-    for module in (merge, methods, inspect, diff, check, eval, bench, reproduce, schema):
+    verbs = (merge, methods, inspect, diff, check, eval, bench, testbed, reproduce, verify, publish, schema)
+    for module in verbs:
         module.register(app)
 
 

@@ -48,6 +48,13 @@ def register(app: typer.Typer) -> None:
         address: Annotated[
             str | None, typer.Option(help="Ray cluster to join; RAY_ADDRESS or one on this machine by default.")
         ] = None,
+        verify: Annotated[
+            bool | None,
+            typer.Option(
+                "--verify/--no-verify",
+                help="Load and run the result with transformers; by default in a terminal, where it is installed.",
+            ),
+        ] = None,
         quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
     ) -> None:
         """Merge models as a recipe says.
@@ -93,6 +100,32 @@ def register(app: typer.Typer) -> None:
             size = f"{plan.parameters:,} parameters, {plan.layout.nbytes / 1e6:,.1f} MB"
             typer.echo(f"{_path_taken(result.path)}", err=True)
             typer.echo(f"{output}: {len(plan.jobs)} tensors{resumed}, {size}")
+        if _tried_out(verify, output, quiet):
+            _try_out(output)
+
+
+def _tried_out(asked: bool | None, output: str, quiet: bool) -> bool:
+    """Whether the result is loaded and run: if asked to; by default where a person watches and that is possible."""
+    import importlib.util
+    import sys
+
+    from plait.checkpoints import is_url
+
+    if asked is not None:
+        return asked
+    watched = sys.stderr.isatty() and not quiet and not is_url(output)
+    return watched and importlib.util.find_spec("transformers") is not None
+
+
+def _try_out(output: str) -> None:
+    from plait.cli.verify import show
+    from plait.reports import verify
+
+    found = verify(output, contents=False)
+    show(found)
+    if not found.ok:
+        typer.echo(f"The merged model is complete in {output}, but does not work; see above.", err=True)
+        raise typer.Exit(1)
 
 
 def _path_taken(path: Mapping[str, Any]) -> str:

@@ -6,9 +6,12 @@ from plait.reports._card_results import CardResult, add_results
 from plait.reports._check import Check, check
 from plait.reports._diff import Diff, TensorDiff, diff
 from plait.reports._files import describe_output
+from plait.reports._gguf import export_gguf, gguf_problems
 from plait.reports._manifest import manifest
 from plait.reports._methods_page import methods_page, verification
+from plait.reports._push import Pushed, push
 from plait.reports._recipe import MANIFEST, RECIPE
+from plait.reports._verify import Step, Verification, verify
 
 __all__ = [
     "MANIFEST",
@@ -16,15 +19,22 @@ __all__ = [
     "CardResult",
     "Check",
     "Diff",
+    "Pushed",
+    "Step",
     "TensorDiff",
+    "Verification",
     "add_results",
     "bench_page",
     "check",
     "check_viewer",
     "describe_output",
     "diff",
+    "export_gguf",
+    "gguf_problems",
     "manifest",
     "methods_page",
     "model_card",
+    "push",
     "verification",
+    "verify",
 ]

@@ -1,0 +1,55 @@
+import shutil
+from collections.abc import Iterator
+from importlib.util import find_spec
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from bench_recipes import TINY_ENCODER, needs_encoder
+from plait.bench._merges import demo_merges
+from plait.bench._testbed import Testbed
+from plait.bench.demo import reference_rows, run_merges, table
+from plait.bench.testbeds import build
+from plait.evaluation import FileTask
+
+pytestmark = needs_encoder
+
+
+@pytest.fixture(scope="module")
+def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
+    cache = tmp_path_factory.mktemp("cache")
+    yield Testbed(build("encoder", "tiny", 0, cache, lambda _: None, TINY_ENCODER))
+    shutil.rmtree(cache)
+
+
+def test_scores_are_fractions_and_are_kept(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = testbed.evaluate(testbed.base)
+    assert set(scores) == set(TINY_ENCODER.tasks) and all(0 <= score <= 1 for score in scores.values())
+    monkeypatch.setattr(FileTask, "score", pytest.fail)
+    assert testbed.evaluate(testbed.base) == scores
+
+
+def test_the_table_has_a_row_for_every_merge_and_shows_errors(testbed: Testbed) -> None:
+    from rich.console import Console
+
+    def merge(recipe: dict[str, Any], out: Path) -> None:
+        if recipe["method"] == "ties":
+            raise ValueError("no [bold] today")
+        source = recipe.get("base") or recipe["slices"][0]["model"]
+        shutil.copytree(source, out, dirs_exist_ok=True)
+
+    merges = demo_merges(testbed.base, testbed.experts)
+    rows = list(run_merges(testbed, merges, merge))
+    assert [row.label for row in rows] == [label for label, _ in merges]
+    assert [row.error for row in rows if row.error] == ["ValueError: no [bold] today"]
+    assert rows[0].scores == testbed.evaluate(testbed.base)
+    text = StringIO()
+    Console(file=text, width=200).print(table(testbed, [reference_rows(testbed), rows]))
+    assert "no [bold] today" in text.getvalue() and "probes on" in text.getvalue()
+    assert not (testbed.folder / "merges").exists()  # a testbed stays as it was made
+
+
+def test_the_demo_needs_no_other_package_than_the_extra() -> None:
+    assert find_spec("babel") and find_spec("pygments")

@@ -1,0 +1,37 @@
+import json
+from pathlib import Path
+
+from bench_recipes import needs_encoder
+from plait.bench._split import Example
+from plait.bench.testbeds import build
+from plait.bench.testbeds._encoders import Recipe, Schedule
+from plait.bench.testbeds.overlap import conflicting, overlapping
+
+TRAIN = tuple(Example(f"text {i}", i % 5) for i in range(400))
+
+
+def test_half_of_the_overlapping_texts_are_in_the_first_half() -> None:
+    part = list(overlapping(TRAIN))
+    assert len(part) == 200 and len(set(part) & set(TRAIN[:200])) == 100
+
+
+def test_a_share_of_the_conflicting_labels_is_the_next_one() -> None:
+    part = list(conflicting(TRAIN, 5))
+    assert [example.text for example in part] == [example.text for example in TRAIN]
+    steps = [(new.label - old.label) % 5 for new, old in zip(part, TRAIN, strict=True)]
+    assert set(steps) == {0, 1} and 0.3 < sum(steps) / len(steps) < 0.5
+
+
+@needs_encoder
+def test_the_three_experts_of_a_task_share_its_head_and_its_test(tmp_path: Path) -> None:
+    recipe = Recipe({"syllables": Schedule(3, 8)}, probe_texts=40, limits=(80, 40, 40))
+    folder = build("overlap", "tiny", 0, tmp_path, lambda _: None, recipe)
+    manifest = json.loads((folder / "testbed.json").read_text())
+    names = ["syllables", "syllables_overlap", "syllables_conflict"]
+    assert list(manifest["experts"]) == names
+    assert [path.name for path in (folder / "heads").iterdir()] == ["syllables.safetensors"]
+    tasks = {name: json.loads((folder / manifest["tasks"][name]).read_text()) for name in names}
+    assert {task["head"] for task in tasks.values()} == {"../../heads/syllables.safetensors"}
+    assert len({(folder / f"tasks/{name}/test.jsonl").read_bytes() for name in names}) == 1
+    assert len({(folder / f"tasks/{name}/train.jsonl").read_bytes() for name in names}) == 3
+    assert len({(folder / f"experts/{name}/model.safetensors").read_bytes() for name in names}) == 3
