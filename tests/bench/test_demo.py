@@ -12,6 +12,7 @@ from plait.bench._merges import demo_merges
 from plait.bench._testbed import Testbed
 from plait.bench.demo import reference_rows, run_merges, table
 from plait.bench.testbeds import build
+from plait.evaluation import FileTask
 
 pytestmark = needs_encoder
 
@@ -26,7 +27,7 @@ def testbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Testbed]:
 def test_scores_are_fractions_and_are_kept(testbed: Testbed, monkeypatch: pytest.MonkeyPatch) -> None:
     scores = testbed.evaluate(testbed.base)
     assert set(scores) == set(TINY_ENCODER.tasks) and all(0 <= score <= 1 for score in scores.values())
-    monkeypatch.setattr(Testbed, "_evaluate", pytest.fail)
+    monkeypatch.setattr(FileTask, "score", pytest.fail)
     assert testbed.evaluate(testbed.base) == scores
 
 

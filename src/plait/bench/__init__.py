@@ -1,4 +1,4 @@
-"""Testbeds: real models with real tasks, to measure what a merge keeps."""
+"""Testbeds: real models with real tasks, to measure what a merge keeps; scores of one model on them."""
 
 from plait.bench._folder import TestbedFolder, read_testbed
 from plait.bench._score_model import ModelScores, TaskRow, score_model

@@ -12,25 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cached_json", "digest_of", "digest_of_model", "new_folder"]
+__all__ = ["cached_json", "digest_of", "new_folder"]
 
 
 def digest_of(settings: Mapping[str, Any]) -> str:
     """Twelve hexadecimal digits that stand for settings; whatever changes the result must be among them."""
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def digest_of_model(folder: Path) -> str:
-    """Hash of a model's weights and configuration: what its scores depend on."""
-    import xxhash
-
-    state = xxhash.xxh3_128()
-    for path in sorted([folder / "config.json", *folder.glob("*.safetensors")]):
-        state.update(path.name.encode())
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                state.update(chunk)
-    return state.hexdigest()
 
 
 @contextmanager

@@ -73,6 +73,11 @@ class TestbedFolder:
     probes: Mapping[str, float]
     description: str = ""
 
+    @property
+    def scores(self) -> Path:
+        """Folder beside the testbed for the scores of its models: the testbed itself stays as it was made."""
+        return self.folder.with_name(f"{self.folder.name}.scores")
+
 
 def read_testbed(folder: str | Path, *, base: str | None = None) -> TestbedFolder:
     """Read a testbed.
@@ -85,7 +90,8 @@ def read_testbed(folder: str | Path, *, base: str | None = None) -> TestbedFolde
         TaskError: testbed.json is missing or wrong, or there is no expert of a task.
         MissingModelError: a model that it names is not there.
     """
-    home, path = Path(folder), Path(folder) / MANIFEST
+    home = Path(folder).resolve()
+    path = home / MANIFEST
     try:
         found = _Manifest.model_validate(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from plait.errors import CheckpointError
+from plait.evaluation import Encoded, all_features, encode, fixed_threads, quiet, text_features
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -32,39 +32,10 @@ __all__ = [
     "train",
 ]
 
-Encoded: TypeAlias = list[list[int]]
 Split: TypeAlias = tuple[Encoded, Tensor]  # texts and their labels
-_SCALE = 4.0  # features of length 4: of length 1, a head needs far larger weights than its steps can reach
 _HEAD_STD = 0.05
 _SORTED = 4  # batches whose texts are sorted by length
 _RIDGE = (0.1, 1.0, 10.0, 100.0)
-
-
-@contextmanager
-def fixed_threads(count: int) -> Generator[None, None, None]:
-    """Compute on `count` threads: the order of sums, and with it the last digits, depends on their number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def quiet() -> Generator[None, None, None]:
-    """Keep transformers' progress bars and reports away from a table on the terminal."""
-    from transformers.utils import logging
-
-    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
 
 
 def load_model(folder: Path, device: str = "cpu") -> PreTrainedModel:
@@ -88,35 +59,10 @@ def save_model(model: PreTrainedModel, folder: Path) -> None:
         model.save_pretrained(folder)
 
 
-def encode(tokenizer: Any, texts: Sequence[str], max_tokens: int) -> Encoded:
-    """Token ids of each text, cut to `max_tokens`, not padded."""
-    return tokenizer(list(texts), truncation=True, max_length=max_tokens)["input_ids"]
-
-
-def _features(model: PreTrainedModel, encoded: Encoded) -> Tensor:
-    """Mean of the last hidden states over the real tokens, scaled to length 4 ["texts width"]."""
-    longest = max(len(ids) for ids in encoded)
-    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in encoded], device=model.device)
-    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in encoded], device=model.device)
-    states = model(input_ids=tokens, attention_mask=mask).last_hidden_state  # texts × tokens × width
-    pooled = (states * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)
-    return _SCALE * nn.functional.normalize(pooled, dim=-1)
-
-
-def _all_features(model: PreTrainedModel, encoded: Encoded, batch: int = 64) -> Tensor:
-    """Features of many texts, without gradients; texts of like length go together, so that little is padding."""
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i]))
-    parts = []
-    with torch.inference_mode():
-        for start in range(0, len(order), batch):
-            parts.append(_features(model, [encoded[i] for i in order[start : start + batch]]))
-        return torch.cat(parts).cpu()[torch.tensor(order).argsort()]
-
-
 def accuracy(model: PreTrainedModel, head: nn.Linear, encoded: Encoded, labels: Tensor) -> float:
     """Fraction of the texts whose label the head finds in the model's features."""
     with torch.inference_mode():
-        return (head(_all_features(model, encoded)).argmax(1) == labels).double().mean().item()
+        return (head(all_features(model, encoded)).argmax(1) == labels).double().mean().item()
 
 
 def new_head(width: int, classes: int, generator: torch.Generator) -> nn.Linear:
@@ -184,7 +130,7 @@ def train(
         for group, peak in zip(optimizer.param_groups, peaks, strict=True):
             group["lr"] = peak * warmth
         chosen = next(batches)
-        scores = head(_features(model, [encoded[i] for i in chosen]))
+        scores = head(text_features(model, [encoded[i] for i in chosen]))
         loss = nn.functional.cross_entropy(scores, labels[chosen].to(scores.device))
         optimizer.zero_grad()
         loss.backward()
@@ -217,7 +163,7 @@ def probe_accuracy(
 
     What a task is worth fine-tuning for is what the expert has above this.
     """
-    sets = ((_all_features(model, encoded), labels) for encoded, labels in (train_set, validation, test))
+    sets = ((all_features(model, encoded), labels) for encoded, labels in (train_set, validation, test))
     return ridge_accuracy(*sets)
 
 

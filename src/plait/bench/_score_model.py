@@ -118,7 +118,7 @@ def score_model(
     Args:
         model: a Hugging Face folder.
         tasks: task files, folders with one, or a testbed; a testbed stands for all its tasks, and its base and experts
-            are scored too (once: their scores are kept in its folder).
+            are scored too (once: their scores are kept beside it).
         lm_eval_results: folders that lm-eval wrote for this model.
         split: which split.
         limit: most examples of a task.
@@ -140,7 +140,7 @@ def score_model(
     own = [task.limited(limit) for bed in testbeds for task in (*bed.tasks.values(), *bed.retained.values())]
     kept = ScoreCache(cache) if cache is not None else None
     if testbeds and kept is None:
-        kept = ScoreCache(testbeds[0].folder / "scores")
+        kept = ScoreCache(testbeds[0].scores)
     everything = [*own, *single]
     found: dict[str, Scores] = {}
     if everything:

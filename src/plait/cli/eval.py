@@ -99,6 +99,9 @@ def _print(found: ModelScores) -> None:
         console.width = 120
     console.print(table)
     for name, interval in found.totals.items():
+        if name == "mean score":  # of accuracies or of losses: no share of anything
+            console.print(f"{name}: {interval.value:.4f} ({interval.low:.4f} – {interval.high:.4f})", highlight=False)
+            continue
         value, low, high = (100 * x for x in (interval.value, interval.low, interval.high))
         console.print(f"{name}: {value:.1f} % ({low:.1f} – {high:.1f})", highlight=False)
 

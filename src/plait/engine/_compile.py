@@ -92,8 +92,8 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
         return as_files(_align(source, chain, models, None, dict(opener.inputs), nested, bool(prefix)))
     if recipe.output is not None and recipe.tokenizer is not None:
         raise RecipeError(
-            f"{source.document.where(('tokenizer',))}an adapter has no rows for new tokens: leave out `tokenizer`, or write "
-            "a model."
+            f"{source.document.where(('tokenizer',))}an adapter has no rows for new tokens: leave out `tokenizer`, or "
+            "write a model."
         )
     if recipe.output is not None:
         changes = only_changes(source, chain, models, base)

@@ -1,6 +1,7 @@
 """Model → per-example scores: tasks in files, functions, commands and lm-eval; statistics on them."""
 
 from plait.evaluation._candidate import Candidate, digest_of_model
+from plait.evaluation._compute import Encoded, all_features, encode, fixed_threads, quiet, text_features
 from plait.evaluation._evaluate import ScoreCache, evaluate, load_task
 from plait.evaluation._external import FunctionTask
 from plait.evaluation._file_task import FileTask
@@ -22,6 +23,7 @@ from plait.evaluation._statistics import (
 __all__ = [
     "METRICS",
     "Candidate",
+    "Encoded",
     "FileTask",
     "FunctionTask",
     "Interval",
@@ -30,14 +32,19 @@ __all__ = [
     "Scores",
     "Suite",
     "Task",
+    "all_features",
     "digest_of_model",
+    "encode",
     "evaluate",
+    "fixed_threads",
     "forgetting",
     "gain",
     "holm",
     "load_task",
     "normalised",
     "paired_test",
+    "quiet",
     "raw",
     "read_lm_eval",
+    "text_features",
 ]

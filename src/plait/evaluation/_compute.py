@@ -77,14 +77,14 @@ def in_batches(lengths: Sequence[int], work: Callable[[list[int]], Tensor]) -> T
                 continue
             batch.append(i)
         parts.append(work(batch))
-        return torch.cat(parts)[torch.tensor(order).argsort()]
+        return torch.cat(parts).cpu()[torch.tensor(order).argsort()]
 
 
-def padded(encoded: Encoded) -> tuple[Tensor, Tensor]:
+def padded(encoded: Encoded, device: torch.device | None = None) -> tuple[Tensor, Tensor]:
     """Token ids and mask ["texts tokens"], padded on the right with zeros."""
     longest = max(len(ids) for ids in encoded)
-    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in encoded])
-    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in encoded])
+    tokens = torch.tensor([ids + [0] * (longest - len(ids)) for ids in encoded], device=device)
+    mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids in encoded], device=device)
     return tokens, mask
 
 
@@ -110,8 +110,8 @@ def pool(states: Tensor, mask: Tensor | None, pooling: str, scale: float) -> Ten
 
 
 def text_features(model: PreTrainedModel, encoded: Encoded, pooling: str = "mean", scale: float = 4.0) -> Tensor:
-    """Features of one batch of texts ["texts width"]."""
-    tokens, mask = padded(encoded)
+    """Features of one batch of texts ["texts width"]: of length 4, as a head's few steps cannot reach large weights."""
+    tokens, mask = padded(encoded, model.device)
     return pool(model(input_ids=tokens, attention_mask=mask).last_hidden_state, mask, pooling, scale)
 
 

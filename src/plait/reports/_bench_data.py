@@ -19,6 +19,12 @@ _TITLES = {
     "beats_base": "% of merges above the base",
     "held_out": "held out, % of base",
 }
+_CHOSEN = {
+    "auto": "score by the experts, or for losses share of the gain",
+    "normalised": "score by the experts",
+    "gain": "share of the gain",
+    "raw": "mean score",
+}
 
 
 class _Recipes:
@@ -70,7 +76,7 @@ def page_data(results: Mapping[str, Any], costs: Sequence[Mapping[str, Any]]) ->
     return {
         "title": results["title"],
         "description": results["description"],
-        "chosen_by": results["study"]["choose_by"],
+        "chosen_by": _CHOSEN[results["study"]["choose_by"]],
         "figures": {
             name: {"title": _TITLES[name], "factor": 100 if name in _PERCENT else 1, **results["figures"][name]}
             for name in present

@@ -16,10 +16,10 @@ from plait.bench.studies._pools import find_pools
 from plait.bench.studies._results import costs_of, results_of
 from plait.bench.studies._run import run_study
 from plait.bench.studies._tables import csv_table, markdown_table
+from plait.bench.testbeds import DEFAULT_CACHE
 
 __all__ = ["Outcome", "bench", "study_of"]
 
-_CACHE = Path(".cache/plait/testbeds")
 Outcome = tuple[dict[str, Any], list[dict[str, Any]]]
 
 
@@ -59,7 +59,7 @@ def bench(
     *,
     home: str | Path = ".",
     methods: Sequence[str] = (),
-    cache: str | Path = _CACHE,
+    cache: str | Path = DEFAULT_CACHE,
     factors: str | Path | None = None,
     html: bool = True,
     report: Callable[[str], None] = print,
@@ -88,15 +88,15 @@ def bench(
     Raises:
         PlaitError: something is missing or wrong; of a method that fails only its row says so.
     """
+    if html:
+        from plait.reports import check_viewer
+
+        check_viewer()
     out = Path(out)
     pools = find_pools(config, Path(home), Path(cache), report, out / "scores")
     given: list[Any] = list(methods) or [m if isinstance(m, str) else m.model_dump() for m in config.methods]
     sizes = {pool.facts.get("size", "full") for pool in pools}
     chosen = entrants(given or DEFAULTS["full" if "full" in sizes else "quick"])
-    if html:
-        from plait.reports import check_viewer
-
-        check_viewer()
     if merge is None:
         merge = _merger(Path(factors) if factors is not None else out / "factors")
     kitchen = Kitchen(out, merge, config.threads)

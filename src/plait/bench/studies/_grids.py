@@ -13,9 +13,9 @@ __all__ = ["DEFAULTS", "Entrant", "entrant", "entrants", "label_of", "steps_of"]
 
 Setting: TypeAlias = dict[str, Any]
 
-_SUM = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # of a sum of task vectors
+_SUM = (0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)  # of a sum of task vectors
 _ONE = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0)  # of one merged task vector
-_WIDE = (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+_WIDE = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0)
 
 #: method → (steps, fixed parameters, grid); what is not listed runs over λ if it has one
 _KNOWN: dict[str, tuple[Any, dict[str, Any], dict[str, Sequence[Any]]]] = {

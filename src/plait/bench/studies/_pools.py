@@ -99,10 +99,8 @@ def _folders(arm: Arm, seeds: Sequence[int], home: Path, cache: Path, report: Ca
     name = str(arm.testbed)
     if (home / name / MANIFEST).is_file():
         return [home / name]
-    try:
-        from plait.bench.testbeds import build
-    except ImportError:
-        raise RecipeError(f"there is no testbed {name}: no folder of that name holds {MANIFEST}.") from None
+    from plait.bench.testbeds import build
+
     return [Path(build(name, arm.size or "quick", seed, cache, report)) for seed in seeds]
 
 
@@ -111,7 +109,7 @@ def _of_testbed(arm: str, found: TestbedFolder) -> Pool:
     return Pool(
         arm,
         found.seed,
-        found.folder / "scores",
+        found.scores,
         found.base,
         found.experts,
         found.tasks,

@@ -113,8 +113,9 @@
         xanchor: i ? "left" : "right", text: name, font: { size: 11, color: css("--soft") } })) }));
     const meaning = data.figures[figure].meaning;
     at("n-ranking").textContent = `${meaning[0].toUpperCase()}${meaning.slice(1)}. Bars are 95 % intervals over the examples`
-      + (data.subsets ? " and the subsets" : "") + "; rings are single "
-      + (data.subsets ? "subsets" : "seeds") + ". Click a point for the recipe that made it.";
+      + (data.subsets ? " and the subsets" : "")
+      + (each.x.length ? `; rings are single ${data.subsets ? "subsets" : "seeds"}` : "")
+      + ". Click a point for the recipe that made it.";
   }
 
   // ---- table -------------------------------------------------------------------------------------------------------
@@ -172,7 +173,8 @@
     const rows = group.rows.filter((r) => r.figures[figure] && r.cost.merge !== null);
     if (!shows("s-cost", rows.length > 0)) return;
     const factor = data.figures[figure].factor;
-    const trace = (key, symbol, name) => ({ type: "scatter", mode: "markers", name,
+    const trace = (key, symbol, name) => ({ type: "scatter", mode: key === "merge" ? "markers+text" : "markers", name,
+      text: rows.map((r) => r.method), textposition: "top center", textfont: { size: 10 }, cliponaxis: false,
       x: rows.map((r) => Math.max(0.01, r.cost[key])), y: rows.map((r) => factor * r.figures[figure].value),
       marker: { size: 12, symbol, color: rows.map((r) => colour(r.method)) }, customdata: rows.map(first),
       hovertext: rows.map((r) => `${r.method}: ${shown(figure, r.figures[figure].value)}, ${number(r.cost[key], 1)} s`),
@@ -265,7 +267,7 @@
     at("summary").textContent = text;
     const notes = ["Settings are chosen on validation and reported on test; a grid whose end was best was continued.",
       `Intervals and p-values resample the examples within each task, ${data.bootstrap} draws, the same for every method`
-        + (data.subsets ? "; those of several subsets also resample the subsets." : "; they do not say how another training seed would come out, which the rings show."),
+        + (data.subsets ? "; those of several subsets also resample the subsets." : "; they do not say how another training seed would come out."),
       "p against best: paired permutation test on the examples, adjusted for the number of comparisons (Holm).",
       ...Object.values(data.figures).map((f) => `${f.title}: ${f.meaning}.`),
       ...pools.map((p) => `${p.arm}, seed ${p.seed}: ${p.experts.join(", ")} (content ${p.digest.slice(0, 12)}).`)];
