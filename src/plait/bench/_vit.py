@@ -15,10 +15,20 @@ from plait.bench._model import quiet, ridge_accuracy
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-__all__ = ["image_accuracy", "image_batches", "image_probe", "load_vit", "new_vit", "train_vit"]
+__all__ = [
+    "PIXEL_MEAN",
+    "PIXEL_STD",
+    "image_accuracy",
+    "image_batches",
+    "image_probe",
+    "load_vit",
+    "new_vit",
+    "train_vit",
+]
 
 _SCALE = 4.0  # features of length 4, as in the text tasks
 _BATCH = 128
+PIXEL_MEAN, PIXEL_STD = 0.15, 0.3  # of glyphs, white on black: the background is near zero
 
 
 def new_vit(width: int, layers: int, heads: int, patch: int, side: int, seed: int) -> PreTrainedModel:
@@ -35,6 +45,7 @@ def new_vit(width: int, layers: int, heads: int, patch: int, side: int, seed: in
         num_channels=1,
         hidden_dropout_prob=0.0,
         attention_probs_dropout_prob=0.0,
+        initializer_range=0.5 / math.sqrt(width),  # the usual 0.02 is for wider models: this one would not start
     )
     with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -53,7 +64,7 @@ def load_vit(folder: Path, device: str = "cpu") -> PreTrainedModel:
 
 def _features(model: PreTrainedModel, images: Tensor) -> Tensor:
     """Mean of the last hidden states over patches and class token, scaled to length 4 ["images width"]."""
-    pixels = (images.to(model.device).float() / 255 - 0.5) / 0.5
+    pixels = (images.to(model.device).float() / 255 - PIXEL_MEAN) / PIXEL_STD
     states = model(pixel_values=pixels.unsqueeze(1)).last_hidden_state  # images × tokens × width
     return _SCALE * nn.functional.normalize(states.mean(1), dim=-1)
 

@@ -191,6 +191,8 @@ class _Maker:
         import torch
         from safetensors.torch import save_file
 
+        from plait.bench._vit import PIXEL_MEAN, PIXEL_STD
+
         for number, split in enumerate(self.fonts):
             generator = torch.Generator().manual_seed(seed_of(0, f"{task}/{split}"))  # the data are every seed's
             images, labels = self._images(task, split, self.recipe.sizes[number], generator)
@@ -204,6 +206,8 @@ class _Maker:
             head=f"../../heads/{name}.safetensors",
             pooling="mean",
             scale=4.0,
+            pixel_mean=PIXEL_MEAN,
+            pixel_std=PIXEL_STD,
             metric="accuracy",
         )
 
