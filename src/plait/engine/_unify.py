@@ -57,7 +57,7 @@ def _shapes(checkpoint: Checkpoint) -> Shapes:
 
 
 def _largest(models: Mapping[str, Checkpoint], first: str, tower: str | None) -> str:
-    """The first model that every other one is a part of, where `first` itself is a part of another."""
+    """The first model that has the others as one of its parts, a tower; `first` where there is none."""
     names = set(models[first].tensors)
     if all(set(model.tensors) <= names for model in models.values()):
         return first
@@ -67,7 +67,9 @@ def _largest(models: Mapping[str, Checkpoint], first: str, tower: str | None) ->
             views = [view_of(_shapes(m), whole, tower, m.label) for k, m in models.items() if k != key]
         except IncompatibleModelsError:
             continue
-        if all(not _lost(view, models[k]) for view, k in zip(views, (k for k in models if k != key), strict=True)):
+        others = [k for k in models if k != key]
+        complete = all(not _lost(view, models[k]) for view, k in zip(views, others, strict=True))
+        if complete and any(view.tower for view in views):
             return key
     return first
 

@@ -165,7 +165,7 @@ def top_factors(group: Group, ranks: Sequence[int]) -> Iterator[SVD]:
     floor, deltas = noise(group), group.deltas
     if group.low_rank is not None:
         for i, (factors, rank) in enumerate(zip(group.low_rank, ranks, strict=True)):
-            triplets = factors.svd().top(rank).scaled(group.weights[i])
+            triplets = factors.svd().top(rank if group.weights[i] else 0).scaled(group.weights[i])
             yield SVD(*(part.to(factors.b.dtype) for part in triplets))
         return
     for i, rank in enumerate(ranks):

@@ -114,7 +114,8 @@ class CoreSpace(SpectralCombiner):
         floor, deltas = noise(group), group.deltas
         for i in range(group.count):
             factors = group.factor(deltas[i])
-            ranks.append(min(self.rank or min(group.origin.shape), factors.rank_above(floor)))
+            rank = min(self.rank or min(group.origin.shape), factors.rank_above(floor))
+            ranks.append(rank if group.weights[i] else 0)  # an expert of weight zero takes no part of the space
             part = factors.top(min(kept, ranks[-1])).scaled(group.weights[i])
             del factors
             yield part
