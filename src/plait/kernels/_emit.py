@@ -123,6 +123,8 @@ def _in_rows(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype 
         lines.append(f"    {kind} *restrict all{i} = ({kind} *)at; at += 8 * (n + {_MARGIN});")
     for kind, name in rows:
         lines.append(f"    {kind} *restrict {name} = ({kind} *)at; at += 4 * (row + {_MARGIN});")
+    found = [i for i, node in enumerate(graph.nodes) if live[i] and node.op == "row_threshold"]
+    lines += [f"    uint32_t last{i} = 0;" for i in found]
     lines += ["    uint32_t *spare = (uint32_t *)at;", "    for (int64_t first = 0; first < n; first += row) {"]
     lines += _pointers(inputs, output, "first")
     for place in range(len(graph.draws)):  # whole counters of eight numbers, of which the first may be another row's

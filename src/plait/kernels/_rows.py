@@ -7,10 +7,21 @@ from plait.kernels._graph import ROW_NUMBERS, Graph, Node
 __all__ = ["ROW_C", "levels", "looked_at", "row_number", "row_values"]
 
 ROW_C = """\
-/* the rank-th largest, from 1, of n keys below 2^31; room holds n + 16 */
-static uint32_t kth(const uint32_t *x, int64_t n, int64_t rank, uint32_t *room) {
+#define NEAR (1u << 20)
+/* the rank-th largest, from 1, of n keys below 2^31; room holds n + 16; last is where it was in the row before */
+static uint32_t kth(const uint32_t *x, int64_t n, int64_t rank, uint32_t *room, uint32_t *last) {
     uint32_t base = 0, low = 0, half = 1u << 30;
     int64_t inside = n;
+    if (n > 64 && *last > NEAR) { /* often it is not far from there: then only those around need be looked at */
+        const uint32_t from = *last - NEAR, top = *last + NEAR;
+        uint32_t in = 0, above = 0;
+        for (int64_t i = 0; i < n; i++) { in += x[i] - from < 2 * NEAR; above += x[i] >= top; }
+        if (above < rank && rank <= (int64_t)above + in) {
+            rank -= above;
+            inside = n = within(x, n, from, 2 * NEAR, room);
+            x = room; base = from; half = NEAR;
+        }
+    }
     for (; half; half /= 2) { /* it lies in [low, low + 2 half) of the n that are left */
         const uint32_t mid = low + half;
         uint32_t c = 0;
@@ -22,7 +33,7 @@ static uint32_t kth(const uint32_t *x, int64_t n, int64_t rank, uint32_t *room) 
             x = room; base += low; low = 0;
         }
     }
-    return base + low;
+    return *last = base + low;
 }
 /* where every key stands in its row, ascending, equal ones in order; a and b hold n each */
 static void places(const uint32_t *x, int64_t n, float *p, uint32_t *a, uint32_t *b) {
@@ -71,7 +82,7 @@ def row_number(index: int, node: Node) -> list[str]:
     row = looked_at(node)
     match node.op:
         case "row_threshold":
-            return [f"const float v{index} = as_float(kth({row}, row, integers[{node.literal}], spare));"]
+            return [f"const float v{index} = as_float(kth({row}, row, integers[{node.literal}], spare, &last{index}));"]
         case "row_sum":  # of whole numbers: exact in any order
             start, step = "0.0f", f"v{index} += {row}[i];"
         case "row_min":
