@@ -23,8 +23,9 @@ ROOMS: dict[str, set[str]] = {
     "methods": {"tensors"},
     "recipes": {"methods", "architectures"},
     "engine": {"alignment", "recipes", "kernels", "methods", "tensors", "checkpoints", "architectures"},
+    "adapters": {"engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
     "tuning": {"engine", "methods"},
-    "reports": {"security", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
+    "reports": {"adapters", "security", "engine", "recipes", "methods", "tensors", "checkpoints", "architectures"},
 }
 STREET = {"cli", "bench"}
 EVERYWHERE = {"errors", "_versions", "plait"}

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from plait.adapters import merge_adapter
 from plait.engine import Options, Plan, Progress, Result, compile_recipe, default_threads, execute, execute_in_memory
 from plait.errors import RecipeError
 from plait.recipes import Imported, import_documents, is_mergekit, parse_size, read_documents
@@ -122,6 +123,10 @@ def merge(
     options = _options(
         memory, threads, device, overwrite=overwrite, block=block, factors=kept, compile=compile, spool=room
     )
+    if compiled.recipe.output is not None and compiled.recipe.adapters == "changes":
+        if executor != "threads" or address is not None:
+            raise RecipeError("adapters are merged by the threads of this process; leave executor and address out.")
+        return merge_adapter(compiled, out, options, progress, describe_output)
     if executor == "threads" and address is None:
         return execute(compiled, out, options, progress, describe_output)
     if executor != "ray":

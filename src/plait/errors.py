@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterable
 
 __all__ = [
+    "AdapterError",
     "CheckpointError",
     "ClusterError",
     "DiskSpaceError",
@@ -72,6 +73,10 @@ class UnreachableError(CheckpointError):
 
 class QuantizedCheckpointError(CheckpointError):
     """A checkpoint whose weights are quantised and mean nothing without their scales."""
+
+
+class AdapterError(CheckpointError):
+    """An adapter whose tensors cannot be read as a change of the base, or that does not fit it."""
 
 
 class MissingExtraError(PlaitError):

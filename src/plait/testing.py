@@ -209,6 +209,19 @@ def law_nan_is_reported(cls: type[Method]) -> None:
         raise AssertionError(f"{cls.name} merged a NaN")
 
 
+def law_changes_merge_by_themselves(cls: type[Method]) -> None:
+    """A method that says so gives the same change on any base: moving base and experts alike moves the result."""
+    base, experts = sample_models(_count(cls))
+    wide = {name: weight.double() for name, weight in base.items()}
+    deltas = [{name: weight.double() - wide[name] for name, weight in expert.items()} for expert in experts]
+    zero = {name: torch.zeros_like(weight) for name, weight in wide.items()}
+    alone = _merge(cls, zero, deltas, seed=1)
+    on_base = _merge(cls, wide, [{n: wide[n] + delta[n] for n in wide} for delta in deltas], seed=1)
+    for name, change in alone.items():
+        error = float((on_base[name] - wide[name] - change).norm())
+        assert error <= 1e-6 * float(change.norm()) + 1e-12, f"{cls.name}: the change of {name} depends on the base"
+
+
 def law_seeds_decide(cls: type[Method]) -> None:
     """A random method repeats itself with one seed; another method ignores the seed."""
     base, experts = sample_models(_count(cls))
@@ -222,6 +235,8 @@ def law_seeds_decide(cls: type[Method]) -> None:
 
 def laws(cls: type[Method]) -> list[Callable[[type[Method]], None]]:
     """The laws that apply to a method."""
+    if cls.adapters_only:
+        return [law_is_described]
     found: list[Callable[[type[Method]], None]] = [
         law_is_described,
         law_result_has_the_inputs_form,
@@ -235,6 +250,8 @@ def laws(cls: type[Method]) -> list[Callable[[type[Method]], None]]:
     ]
     if cls.identity is not None and cls.min_experts <= 1:
         found.append(law_one_expert_is_itself)
+    if cls.translates:
+        found.append(law_changes_merge_by_themselves)
     if cls.symmetric and _count(cls) > 1:
         found.append(law_order_is_irrelevant)
     return found

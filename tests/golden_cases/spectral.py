@@ -5,39 +5,19 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from golden_cases import ELEMENTWISE, SPECTRAL, Call, Meta, State
+from golden_cases import ELEMENTWISE, SPECTRAL, Call, Meta
+from golden_cases.adapters import AdapterCall, adapters_of
 from golden_cases.foundation import experts_of, options, scale
 
 #: vision authors treat embeddings and heads as matrices
 EVERYWHERE = {"embeddings": "spectral", "head": "spectral"}
 
 
-def adapters_of(meta: Meta) -> tuple[str, ...]:
-    """The inputs that are adapters, in order."""
-    return tuple(n for n in meta["inputs"] if n.startswith("lora"))
-
-
-def add_adapters(base: State, adapters: list[State]) -> list[State]:
-    """Dense experts base + B·A, in float64 so that nothing is rounded; without alpha/r, as these references."""
-    experts = []
-    for adapter in adapters:
-        expert = {name: weight.double() for name, weight in base.items()}
-        for key, a in adapter.items():
-            if ".lora_A." in key:
-                b = adapter[key.replace(".lora_A.", ".lora_B.")]
-                name = key.removeprefix("base_model.model.").replace(".lora_A.weight", ".weight")
-                expert[name] = expert[name] + b.double() @ a.double()
-        experts.append(expert)
-    return experts
-
-
 def call(method: Any, meta: Meta, parameters: dict[str, Any], **more: Any) -> Call:
     """A call on the golden's experts, which may be given as adapters."""
     if adapters_of(meta):
-        more |= {"experts": adapters_of(meta), "prepare": add_adapters}
-    else:
-        more = {"experts": experts_of(meta), **more}
-    return Call(method, parameters, **{"tolerance": SPECTRAL, **more})
+        return AdapterCall(method, parameters, **{"experts": adapters_of(meta), "tolerance": SPECTRAL, **more})
+    return Call(method, parameters, **{"experts": experts_of(meta), "tolerance": SPECTRAL, **more})
 
 
 def tsv_merge(meta: Meta) -> Call:
@@ -165,7 +145,7 @@ CASES = {
     r"(iwudi|swudi|aswudi).*": closed_form,
     r"opcm.*": opcm,
     r"doge_ta.*": doge,
-    r"core_space-(?!ties).*|(full|knots)_space-.*": space,
+    r"(core|full|knots)_space-.*": space,
     r"knots-.*": knots,
     r"tsv_merge.*|tsv_rank_reduction.*|tsvm-fusionbench-(?!lossless_eigen).*": tsv_merge,
 }
@@ -174,6 +154,4 @@ LEFT_OUT: dict[str, str] = {
     r"tsv_compress-.*": "one compressed model per expert: a family, not a merged model",
     r"tsvm-fusionbench-lossless_eigen.*": "the reference inverts eigenvalues that are rounding (its Gram matrix "
     "is singular), which adds noise of 0.2 to 0.6 % that depends on its LAPACK; without it, it is the lossless vector",
-    r"core_space-ties.*": "TIES in core space depends on the adapters' own A and B, which dense experts do not carry: "
-    "comes with adapter inputs",
 }

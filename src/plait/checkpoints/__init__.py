@@ -1,5 +1,8 @@
 """Models on disk as lazy tensors, and the writer of new ones."""
 
+from plait.checkpoints._adapted import adapted, changes_alone
+from plait.checkpoints._adapter import Adapter, Module, read_adapter
+from plait.checkpoints._adapter_tensors import DifferenceTensor, LowRankTensor, ZeroTensor
 from plait.checkpoints._base import Checkpoint, LazyTensor
 from plait.checkpoints._dtypes import RECIPE_DTYPES, is_float, parse_dtype, promote, safetensors_name, short
 from plait.checkpoints._layout import Entry, Layout, Shard
@@ -11,15 +14,22 @@ from plait.checkpoints._urls import is_url, local_path
 
 __all__ = [
     "RECIPE_DTYPES",
+    "Adapter",
     "AnyPath",
     "Checkpoint",
+    "DifferenceTensor",
     "Entry",
     "Layout",
     "LazyTensor",
+    "LowRankTensor",
     "MemoryTensor",
+    "Module",
     "RemotePath",
     "Shard",
+    "ZeroTensor",
+    "adapted",
     "carried_files",
+    "changes_alone",
     "is_float",
     "is_tokenizer_file",
     "is_url",
@@ -28,6 +38,7 @@ __all__ = [
     "output_config",
     "parse_dtype",
     "promote",
+    "read_adapter",
     "safetensors_name",
     "short",
 ]

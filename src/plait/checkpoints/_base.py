@@ -29,15 +29,19 @@ class LazyTensor(ABC):
         dtype: how it is stored.
         source: the file (or "memory") it lies in, for messages.
         stable: whether what `read` returns without a scratch buffer stays as it is when another tensor is read.
+        space: what its values are: a weight, or the change of one (a delta). The two never take each other's place.
+        kept: the dtype that a result on this tensor should have, where the recipe names none.
     """
 
     stable: ClassVar[bool] = True
+    space: ClassVar[str] = "weight"
 
     def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, source: str) -> None:
         self.name = name
         self.shape = shape
         self.dtype = dtype
         self.source = source
+        self.kept = dtype
         self.numel = math.prod(shape)
         self.nbytes = self.numel * dtype.itemsize
 
@@ -115,6 +119,7 @@ class Checkpoint:
         stamp: what tells that its files changed between two runs: their sizes and tags or times.
         opened: the files here that were opened, as they were then.
         restamp: reads the stamp anew, for files that can change while they are open.
+        adapter: contents of adapter_config.json, or what stands in the file in its place; None for a model.
     """
 
     def __init__(
@@ -130,6 +135,7 @@ class Checkpoint:
         stamp: str = "",
         opened: Mapping[Path, os.stat_result] | None = None,
         restamp: Callable[[], str] | None = None,
+        adapter: Mapping[str, Any] | None = None,
     ) -> None:
         self.label = label
         self.tensors = tensors
@@ -141,6 +147,7 @@ class Checkpoint:
         self.stamp = stamp
         self.opened = dict(opened or {})
         self.restamp = restamp
+        self.adapter = adapter
 
     @classmethod
     def open(cls, reference: str | Path | Mapping[str, Tensor], *, relative_to: Path | None = None) -> Checkpoint:

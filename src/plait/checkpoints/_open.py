@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from plait.checkpoints._adapter_config import METADATA
+from plait.checkpoints._adapter_keys import is_adapter_names
 from plait.checkpoints._base import Checkpoint, LazyTensor
 from plait.checkpoints._memory import tensors_of
 from plait.checkpoints._ranges import LocalFile
@@ -30,6 +32,9 @@ _SINGLE = (
     "pytorch_model.bin",
     "diffusion_pytorch_model.bin",
 )
+#: adapters, where a folder holds no model
+_ADAPTERS = ("adapter_model.safetensors", "pytorch_lora_weights.safetensors", "adapter_model.bin")
+ADAPTER_CONFIG = "adapter_config.json"
 _HUB_ID = re.compile(r"(?:hf://)?(\w[\w.-]*/\w[\w.-]*)(?:@([\w./-]+))?")
 _NOT_MODELS = ("optimizer", "scheduler", "training_args", "rng_state", "adapter_model", "consolidated")
 
@@ -86,7 +91,12 @@ def _open_hub(repository: str, revision: str | None, text: str) -> Checkpoint:
 
 def _open_file(path: AnyPath, label: str) -> Checkpoint:
     tensors = _read_file(path)
-    return Checkpoint(label, tensors, stamp=_stamp([path]), opened=_states([path]))
+    beside = path.parent / ADAPTER_CONFIG
+    files, adapter = [path], None
+    if is_adapter_names(tensors):
+        adapter = _read_json(beside) if beside.is_file() else _own_config(path)
+        files += [beside] if beside.is_file() else []
+    return Checkpoint(label, tensors, stamp=_stamp(files), opened=_states(files), adapter=adapter)
 
 
 def _read_file(path: AnyPath) -> dict[str, LazyTensor]:
@@ -122,8 +132,27 @@ def _open_folder(folder: AnyPath, label: str) -> Checkpoint:
         raise CheckpointError(f"{folder} holds no tensors.")
     _refuse_packed(tensors, folder)
     extra = [folder / "config.json"] if config is not None else []
+    adapter = None
+    if is_adapter_names(tensors) or (files and files[0].name.startswith("adapter_model.")):
+        beside = folder / ADAPTER_CONFIG
+        adapter, config = (_read_json(beside) if beside.is_file() else _own_config(files[0])), None
+        extra = [beside] if beside.is_file() else []
     every = [*files, *extra]
-    return Checkpoint(label, tensors, config=config, folder=folder, stamp=_stamp(every), opened=_states(every))
+    stamp, opened = _stamp(every), _states(every)
+    return Checkpoint(label, tensors, config=config, folder=folder, stamp=stamp, opened=opened, adapter=adapter)
+
+
+def _own_config(path: AnyPath) -> dict[str, Any]:
+    """What an adapter file says about itself in its metadata."""
+    if path.suffix != ".safetensors":
+        return {}
+    if isinstance(path, RemotePath):
+        from plait.checkpoints._remote_file import RemoteFile
+
+        metadata = SafetensorsFile(RemoteFile(path)).metadata
+    else:
+        metadata = SafetensorsFile(LocalFile(path)).metadata
+    return {METADATA: metadata[METADATA]} if METADATA in metadata else {}
 
 
 def _read_all(files: Sequence[AnyPath]) -> list[dict[str, LazyTensor]]:
@@ -160,6 +189,9 @@ def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], dict[str, str] | None
         return [_inside(folder, name, index) for name in dict.fromkeys(content.values())], content
     if singles:
         return singles[:1], None
+    adapters: list[Any] = [folder / name for name in _ADAPTERS if (folder / name).is_file()]
+    if adapters:
+        return adapters[:1], None
     others: list[Any] = sorted(
         p for p in folder.iterdir() if p.suffix in WEIGHT_SUFFIXES and not p.name.startswith(_NOT_MODELS)
     )
@@ -167,9 +199,9 @@ def _weight_files(folder: AnyPath) -> tuple[list[AnyPath], dict[str, str] | None
     if len(preferred) == 1:
         return preferred, None
     if not preferred:
-        adapter = " It holds a PEFT adapter, which is not a model by itself." if list(folder.glob("adapter_*")) else ""
+        adapter = " It holds an adapter's configuration without its weights." if list(folder.glob("adapter_*")) else ""
         raise MissingModelError(
-            f"{folder} holds no weights (model.safetensors, shards with an index, or .bin).{adapter}"
+            f"{folder} holds no weights (model.safetensors, shards with an index, .bin, or an adapter).{adapter}"
         )
     names = ", ".join(p.name for p in preferred[:4])
     raise CheckpointError(

@@ -37,9 +37,36 @@ def _root(
 
 
 def _register() -> None:
-    from plait.cli import check, diff, import_, inspect, merge, methods, publish, reproduce, schema, transplant, verify
+    from plait.cli import (
+        adapter,
+        check,
+        diff,
+        import_,
+        inspect,
+        merge,
+        methods,
+        publish,
+        reproduce,
+        schema,
+        transplant,
+        verify,
+    )
 
-    for module in (merge, import_, methods, inspect, diff, check, reproduce, verify, publish, transplant, schema):
+    everything = (
+        merge,
+        import_,
+        methods,
+        inspect,
+        diff,
+        adapter,
+        check,
+        reproduce,
+        verify,
+        publish,
+        transplant,
+        schema,
+    )
+    for module in everything:
         module.register(app)
 
 

@@ -48,6 +48,9 @@ def register(app: typer.Typer) -> None:
         address: Annotated[
             str | None, typer.Option(help="Ray cluster to join; RAY_ADDRESS or one on this machine by default.")
         ] = None,
+        target: Annotated[
+            str | None, typer.Option("--for", help="Of an adapter as output: keep the limits of vllm.")
+        ] = None,
         verify: Annotated[
             bool | None,
             typer.Option(
@@ -63,6 +66,7 @@ def register(app: typer.Typer) -> None:
         """
         from plait._api import merge as run
         from plait._api import plan as compile_plan
+        from plait.adapters import for_target
         from plait.cli._plan_table import print_plan
         from plait.cli._progress import Display
         from plait.cli._signals import stoppable
@@ -72,7 +76,7 @@ def register(app: typer.Typer) -> None:
         if output is None and not dry_run:
             raise RecipeError("say where the merged model should go: plait merge RECIPE -o FOLDER (or --dry-run).")
         began = since_start()
-        plan = compile_plan(recipe)
+        plan = for_target(compile_plan(recipe), target)
         planned = since_start()
         if dry_run:
             print_plan(plan, output, memory=memory, threads=threads, device=device, overwrite=overwrite, spool=spool)
@@ -97,10 +101,13 @@ def register(app: typer.Typer) -> None:
         write_timings(result, began, planned)
         if not quiet:
             resumed = f", {result.resumed} of them from an earlier run" if result.resumed else ""
+            if hasattr(result, "kept"):
+                typer.echo(f"{output}: {_kept(result)}")
+                return
             size = f"{plan.parameters:,} parameters, {plan.layout.nbytes / 1e6:,.1f} MB"
             typer.echo(f"{_path_taken(result.path)}", err=True)
             typer.echo(f"{output}: {len(plan.jobs)} tensors{resumed}, {size}")
-        if _tried_out(verify, output, quiet):
+        if plan.recipe.output is None and _tried_out(verify, output, quiet):
             _try_out(output)
 
 
@@ -126,6 +133,16 @@ def _try_out(output: str) -> None:
     if not found.ok:
         typer.echo(f"The merged model is complete in {output}, but does not work; see above.", err=True)
         raise typer.Exit(1)
+
+
+def _kept(result: Any) -> str:
+    """One line: how much of each module's change the adapter holds."""
+    ranks = [kept.rank for kept in result.kept.values()]
+    worst = max(result.kept.items(), key=lambda item: item[1].error)
+    return (
+        f"an adapter of {len(ranks)} modules, ranks {min(ranks)} to {max(ranks)}; of {worst[0]}, the least exact, "
+        f"{worst[1].error:.2%} of the change is left out"
+    )
 
 
 def _path_taken(path: Mapping[str, Any]) -> str:

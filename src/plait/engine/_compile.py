@@ -13,6 +13,8 @@ from torch import Tensor
 
 from plait.architectures import Role, roles_of
 from plait.checkpoints import Checkpoint, Entry, Layout, LazyTensor, is_float, output_config, parse_dtype, promote
+from plait.engine._changes import as_adapter, as_files, only_changes
+from plait.engine._experts import check_factors, open_experts, untouched
 from plait.engine._plan import Job, Plan
 from plait.engine._slices import stack_slices
 from plait.errors import IncompatibleModelsError, RecipeError, shorten, suggest
@@ -83,8 +85,15 @@ def _compile(source: Source, opener: Opener, prefix: str) -> Plan:
         chain, models, base = _stacked(source, chain, model)
     else:
         base = model(recipe.base, "base") if recipe.base is not None else None
-        models = {name: model(entry.model, name) for name, entry in recipe.experts.items()}
+        models = open_experts(source, chain, base, model)
     _check_counts(source, chain, models, base)
+    if recipe.adapters == "factors":
+        return as_files(_align(source, chain, models, None, dict(opener.inputs), nested, bool(prefix)))
+    if recipe.output is not None:
+        changes = only_changes(source, chain, models, base)
+        plain = Source(recipe.model_copy(update={"dtype": "float32"}), source.document, source.folder)
+        plan = _align(plain, chain, changes.models, changes.base, dict(opener.inputs), nested, False, changes.donor)
+        return as_adapter(replace(plan, source=source, origin=changes.origin, donor=changes.donor))
     if recipe.tokenizer is not None or recipe.chat_template is not None:
         from plait.engine._vocabulary import align_tokens
 
@@ -114,7 +123,7 @@ def _check_counts(source: Source, chain: Chain, models: Mapping[str, Checkpoint]
     where = source.document.where(("experts",))
     cls, count = chain.combiner.cls, len(models)
     needing = [step.cls.name for step in chain.steps if step.cls.needs_base]
-    if needing and base is None:
+    if needing and base is None and source.recipe.output is None:
         raise RecipeError(
             f"{source.document.where(('method',))}{needing[0]!r} works on task vectors and needs `base:`, the "
             "model the experts were fine-tuned from."
@@ -144,6 +153,7 @@ def _align(
     inputs: dict[str, Checkpoint],
     nested: list[Plan],
     inner: bool,
+    whole_model: Checkpoint | None = None,
 ) -> Plan:
     recipe, where = source.recipe, source.document.where
     every: dict[str, Checkpoint] = {**({"base": base} if base is not None else {}), **models}
@@ -152,7 +162,8 @@ def _align(
         raise RecipeError(f"{where(('files_from',))}files_from names {first!r}; models are {', '.join(every)}.")
     donor = every[first]
     used = {**({"base": base} if base is not None and chain.needs_base else {}), **models}
-    roles = roles_of(name for checkpoint in every.values() for name in checkpoint.tensors)
+    known = [*every.values(), *([whole_model] if whole_model is not None else [])]
+    roles = roles_of(name for checkpoint in known for name in checkpoint.tensors)
     copied, dropped = _picked(source, every, roles)
     notes = list(source.notes)
     if base is not None and not chain.needs_base:
@@ -165,6 +176,7 @@ def _align(
     jobs: list[Job] = []
     problems: list[str] = []
     whole: list[str] = []
+    unchanged: list[str] = []
     for name in names:
         role = roles[name]
         if name in copied:
@@ -196,10 +208,18 @@ def _align(
             jobs.append(_copy(tensors[owner], name, role, None, owner))
             whole.append(name)
             continue
+        if all(untouched(tensors[key]) for key in experts) and "base" in tensors:
+            jobs.append(_copy(tensors["base"], name, role, given, "base"))
+            unchanged.append(name)
+            continue
         jobs.append(_merge(chain, name, role, tensors, experts, wanted, given))
     _raise_problems(problems, every)
     if whole:
         notes.append(f"{len(whole)} integer or boolean tensors are copied from {first}, never averaged.")
+    if unchanged:
+        notes.append(
+            f"{len(unchanged)} tensors are changed by no adapter: they are the base's, and take no part in counting."
+        )
     unused = chain.unused_rules()
     if unused:
         raise RecipeError(
@@ -301,10 +321,12 @@ def _merge(
     given: torch.dtype | None,
 ) -> Job:
     dtypes = [tensor.dtype for tensor in tensors.values()]
-    entry = Entry(name, next(iter(tensors.values())).shape, wanted or promote(dtypes))
+    kept = [tensor.kept for tensor in tensors.values()]
+    entry = Entry(name, next(iter(tensors.values())).shape, wanted or promote(kept))
     methods = tuple(step.at(name, role, experts) for step in chain.steps)
     weights = chain.weights_at(name, role)
     sources = tuple(tensors[key] for key in experts)
+    check_factors(methods, name, tensors)
     if all(method.copies for method in methods):
         # inside another recipe a copy stays as it is stored: nothing is gained by float32
         return _copy(sources[0], name, role, given or (None if wanted else entry.dtype), experts[0])

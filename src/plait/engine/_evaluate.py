@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from plait.checkpoints import LazyTensor
+from plait.engine._experts import low_rank_of
 from plait.engine._fusion import Fusion, read_as, same_summary
 from plait.engine._hashes import InputHashes, bytes_of
 from plait.engine._plan import Job, Plan
@@ -153,11 +154,13 @@ class Evaluator:
         if job.unit == "tensor":
             self._inspect(job)
             base = self._load_whole(job.base, job) if job.base is not None else None
-            experts = Stream(len(job.experts), lambda i: self._load_whole(job.experts[i], job))
+            experts = Stream(
+                len(job.experts), lambda i: self._change(self._load_whole(job.experts[i], job), i, job, base)
+            )
         else:
             base = self._load(0, job.base, start, stop, job.compute) if job.base is not None else None
             loaded = [self._load(i + 1, t, start, stop, job.compute) for i, t in enumerate(job.experts)]
-            experts = tuple(expert.view(shape) for expert in loaded)
+            experts = tuple(self._change(expert, i, job, base).view(shape) for i, expert in enumerate(loaded))
         return Group(
             job.subject,
             None if base is None else base.view(shape),
@@ -167,7 +170,16 @@ class Evaluator:
             offset=start,
             draws=Draws(self.plan.recipe.seed, job.name, self.replay),
             factoriser=self.factoriser,
+            given_deltas=job.deltas,
+            low_rank=low_rank_of(job, self.device) if job.unit == "tensor" else None,
+            exact=all(tensor.space == "delta" for tensor in job.experts),
         )
+
+    @staticmethod
+    def _change(values: Tensor, index: int, job: Job, base: Tensor | None) -> Tensor:
+        """What an expert that is a weight changes, where others are given as changes."""
+        weight = job.deltas and base is not None and job.experts[index].space == "weight"
+        return values.sub_(base) if weight and base is not None else values
 
     def _shape(self, job: Job, count: int) -> tuple[int, ...]:
         match job.unit:
@@ -239,7 +251,7 @@ class Evaluator:
 
     def kernel(self, job: Job, step: int | None, facts: dict[int, list[Any]]) -> Bound | None:
         """The compiled loop of a job's merge, or of its survey at a step."""
-        if self.fusion is None or self.plan.recipe.allow_nonfinite:
+        if self.fusion is None or self.plan.recipe.allow_nonfinite or job.deltas:
             return None
 
         def run(job: Job, group: Group) -> Any:

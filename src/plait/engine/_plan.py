@@ -64,6 +64,11 @@ class Job:
         return not self.methods
 
     @cached_property
+    def deltas(self) -> bool:
+        """Whether an expert is given as a change of the base, so that all of them are seen as such."""
+        return any(tensor.space == "delta" for tensor in self.experts)
+
+    @cached_property
     def sources(self) -> tuple[LazyTensor, ...]:
         """Every tensor that is read."""
         return (*((self.base,) if self.base is not None else ()), *self.experts)
@@ -123,6 +128,7 @@ class Plan:
         notes: what was decided on the user's behalf, one sentence each.
         files: small files of the output that stand in the place of the donor's: its tokenizer.
         tokens: a hash of the tokenizers by which rows were aligned, or nothing.
+        origin: of an adapter as output, the weights that results are changes of, where results are weights.
     """
 
     source: Source
@@ -137,6 +143,7 @@ class Plan:
     nested: tuple[Any, ...] = field(default=())
     files: Mapping[str, bytes] = field(default_factory=dict)
     tokens: str = ""
+    origin: Mapping[str, LazyTensor] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Any:

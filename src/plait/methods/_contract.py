@@ -28,6 +28,7 @@ from torch import Tensor
 
 from plait.methods._parameters import Parameter, parameters_of
 from plait.tensors.factors import Factors, factor
+from plait.tensors.lowrank import LowRank
 from plait.tensors.randomness import Draws
 from plait.tensors.streams import Stream
 
@@ -107,6 +108,8 @@ class Group:
         offset: flat index of the block's first element within the tensor.
         draws: the source of uniform numbers of this tensor.
         merged: what the combiner returned; set for modifiers only.
+        low_rank: the deltas by their factors, where all of them are known so (adapters) and the tensor is seen whole.
+        exact: the deltas are known as such, not as differences of rounded weights.
 
     An `element` method sees 1-D blocks, a `row` method blocks of shape (rows, row), a `tensor` method the whole
     tensor in its own shape. Whole tensors are large: their experts and deltas are a `Stream`, read again at every look
@@ -125,6 +128,8 @@ class Group:
     merged: Tensor | None = None
     statistics: Mapping[str, Any] = field(default_factory=dict)
     factoriser: Callable[[Tensor], Factors] = factor
+    low_rank: Sequence[LowRank] | None = None
+    exact: bool = False
 
     @property
     def name(self) -> str:
@@ -165,7 +170,7 @@ class Group:
 
     def with_deltas(self, deltas: Sequence[Tensor]) -> Group:
         """Return the group with other deltas on the same base."""
-        return replace(self, given=tuple(deltas), given_deltas=True)
+        return replace(self, given=tuple(deltas), given_deltas=True, low_rank=None)
 
     def with_facts(self, facts: Sequence[Any]) -> Group:
         """Return the group as another method sees it, with that method's survey totals."""
@@ -203,6 +208,11 @@ class Method:
     needs_base: ClassVar[bool] = True
     #: takes θ₀ as the origin where the recipe names a base, and does without where it names none
     optional_base: ClassVar[bool] = False
+    #: adding one matrix to the base and to all experts adds it to the result: changes can then be merged by themselves,
+    #: without reading the base
+    translates: ClassVar[bool] = True
+    #: works on the factors of adapters (`group.low_rank`) and has no meaning for other experts
+    adapters_only: ClassVar[bool] = False
     #: uses `group.weights`; giving weights to another method is an error
     weighted: ClassVar[bool] = True
     #: the result does not depend on the order of the experts
@@ -282,6 +292,18 @@ class Combiner(Method):
     def merge(self, group: Group) -> Tensor:
         """Return the merged weight, of the block's shape."""
         raise NotImplementedError
+
+    def factored(self, subject: Subject) -> bool:
+        """Whether `merge_low_rank` merges this tensor."""
+        del subject
+        return False
+
+    def merge_low_rank(self, group: Group) -> LowRank:
+        """Return the merged change by its factors, from those of `group.low_rank`.
+
+        Convolutions come as the matrix (outputs, everything else); `group.subject.shape` is the weight's own.
+        """
+        raise NotImplementedError(f"{self.name} says that it merges factors, but does not")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from plait.methods._contract import Combiner, Group, Subject, Unit
 from plait.methods._parameters import Doc, Real
 from plait.tensors.consensus import weighted_sum
+from plait.tensors.lowrank import LowRank, concatenate
 from plait.tensors.spectral import SVD, rounding_floor
 from plait.tensors.streams import Stream
 from plait.tensors.subspaces import Subspaces, stack
@@ -84,6 +85,26 @@ class SpectralCombiner(Combiner, ABC):
             return group.origin + self.lambda_ * plain(group, treatment)
         return self.update(group).mul_(self.lambda_).add_(group.origin)
 
+    #: whether the merged task vector of a matrix comes as factors: `update_low_rank`
+    by_factors: ClassVar[bool] = False
+
+    def update_low_rank(self, group: Group) -> LowRank:
+        """Return the merged task vector of one matrix by its factors."""
+        raise NotImplementedError(f"{self.name} makes no factors")
+
+    def factored(self, subject: Subject) -> bool:
+        """Where the update is, and where tensors are only averaged."""
+        return self.treatment(subject) != "spectral" or self.by_factors
+
+    def merge_low_rank(self, group: Group) -> LowRank:
+        """The merged change by its factors."""
+        assert group.low_rank is not None
+        treatment = self.treatment(group.subject)
+        if treatment == "spectral":
+            return self.update_low_rank(group).scaled(self.lambda_)
+        share = {"mean": 1.0 / group.count, "sum": 1.0, "base": 0.0}[treatment]
+        return concatenate(group.low_rank, [self.lambda_ * share * weight for weight in group.weights])
+
 
 def square_arrays(
     subject: Subject, experts: int, temporaries: tuple[float, float], grams: float, squares: float
@@ -124,8 +145,8 @@ def squared_norms(deltas: Sequence[Tensor]) -> list[float]:
 
 
 def noise(group: Group) -> float:
-    """Singular values up to this are rounding in a single delta."""
-    return rounding_floor(group.origin)
+    """Singular values up to this are rounding in a single delta; an adapter's deltas have none."""
+    return 0.0 if group.exact else rounding_floor(group.origin)
 
 
 def rank_share(group: Group) -> int:
@@ -142,6 +163,11 @@ def stacked(group: Group, ranks: Sequence[int]) -> Subspaces:
 def top_factors(group: Group, ranks: Sequence[int]) -> Iterator[SVD]:
     """The largest triplets of each wᵢτᵢ in turn: `ranks[i]` of them, but none that is only rounding."""
     floor, deltas = noise(group), group.deltas
+    if group.low_rank is not None:
+        for i, (factors, rank) in enumerate(zip(group.low_rank, ranks, strict=True)):
+            triplets = factors.svd().top(rank).scaled(group.weights[i])
+            yield SVD(*(part.to(factors.b.dtype) for part in triplets))
+        return
     for i, rank in enumerate(ranks):
         factors = group.factor(deltas[i])
         part = factors.top(min(rank, factors.rank_above(floor))).scaled(group.weights[i])

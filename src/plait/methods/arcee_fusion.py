@@ -35,6 +35,7 @@ class ArceeFusion(Combiner):
     summary: ClassVar[str] = "copy the expert's entries of outstanding importance into the base"
     formula: ClassVar[str] = "θ₁ where |θ₁ − θ₀| · KL(row) ≥ median + 1.5 · IQR, else θ₀"
     paper: ClassVar[Paper | None] = Paper("Arcee fusion (mergekit)", "Arcee", 2024, "", "arcee-ai/mergekit")
+    translates: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     max_experts: ClassVar[int | None] = 1
     identity: ClassVar[Any] = {"spread": -1e9}

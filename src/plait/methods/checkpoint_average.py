@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from plait.errors import RecipeError
-from plait.methods._contract import Combiner, Group, Paper
+from plait.methods._contract import Combiner, Group, Paper, Subject
 from plait.methods._parameters import Doc, Fraction, NonNegative, NonNegativeInt, PerExpert, PositiveInt, Real
+from plait.tensors.lowrank import LowRank, concatenate
 
 __all__ = ["COMPOSITIONS", "Ema", "Lawa", "Mwa", "Swa"]
 
@@ -39,6 +40,16 @@ class _Trajectory(Combiner):
             if share:
                 total.add_(expert, alpha=share)
         return total.to(group.experts[0].dtype)
+
+    def factored(self, subject: Subject) -> bool:
+        """Sums of products are products of stacked factors."""
+        del subject
+        return True
+
+    def merge_low_rank(self, group: Group) -> LowRank:
+        """Concatenate the factors: the average of the products."""
+        assert group.low_rank is not None
+        return concatenate(group.low_rank, self.shares(group.count))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +158,8 @@ class Mwa(_Trajectory):
     `rule: softmax`, exp(∓penalty · mₖ). penalty 0 is the plain mean; a large one leaves only the best checkpoint.
 
     The paper published no code and its text was not at hand: the power rule is reconstructed from the abstract, and
-    the default penalty is a choice. Checkpoints of one LoRA run are averaged factor by factor where they are merged as
-    tensors; merged as adapters of a base, their products are.
+    the default penalty is a choice. The paper averages the checkpoints of one LoRA run factor by factor: a recipe says
+    so with `adapters: factors`; otherwise the changes that they make are averaged.
 
     Paper: Yu & Choi, "Parameter-Efficient Checkpoint Merging via Metrics-Weighted Averaging", 2025, arXiv 2504.18580.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
+import torch
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper
@@ -12,6 +13,7 @@ from plait.methods._core import Inner, merge_cores, trim_whole
 from plait.methods._parameters import Density, Doc, PositiveInt
 from plait.methods._spectral import SpectralCombiner, stacked
 from plait.tensors.factors import factor
+from plait.tensors.lowrank import LowRank
 
 __all__ = ["CoreSpace"]
 
@@ -20,13 +22,14 @@ __all__ = ["CoreSpace"]
 class CoreSpace(SpectralCombiner):
     """Project every task vector, without loss, on the columns and rows that all of them span; merge the cores there.
 
-    τᵢ = Bᵢ Aᵢ by its SVD to numerical rank (Bᵢ = Uᵢ√sᵢ, Aᵢ = √sᵢVᵢ); U = left singular vectors of [B₁ … B_T], V = right
-    ones of [A₁; …; A_T]; Mᵢ = Uᵀ τᵢ Vᵀ; θ = θ₀ + λ · U merge(M₁, …, M_T) V, optionally with all singular values of the
-    merged core set to their mean.
+    τᵢ = Bᵢ Aᵢ: an adapter's own, or by an SVD to numerical rank (Bᵢ = Uᵢ√sᵢ, Aᵢ = √sᵢVᵢ); U = left singular vectors of
+    [B₁ … B_T], V = right ones of [A₁; …; A_T]; Mᵢ = Uᵀ τᵢ Vᵀ; θ = θ₀ + λ · U merge(M₁, …, M_T) V, optionally with all
+    singular values of the merged core set to their mean.
 
     Made for adapters (give `rank` where they were merged into low-precision weights); for full fine-tunes the space is
-    everything. Sums, means and TSV-Merge do not depend on the basis, TIES does: an adapter's own A and B would give
-    another basis than the balanced factors used here. The authors' λ is 0.2 for `tsv`. Weights scale the deltas.
+    everything. Sums, means and TSV-Merge do not depend on the basis, TIES does: adapters are merged in the basis of
+    their own A and B, as the authors do, dense task vectors in that of balanced factors. The authors' λ is 0.2 for
+    `tsv`. Weights scale the deltas.
 
     Paper: Panariello et al., "Accurate and Efficient Low-Rank Model Merging in Core Space", NeurIPS 2025,
     arXiv 2509.17786.
@@ -43,6 +46,7 @@ class CoreSpace(SpectralCombiner):
         "apanariello4/core-space-merging",
     )
     identity: ClassVar[Any] = {}
+    by_factors: ClassVar[bool] = True
     temporaries: ClassVar[tuple[float, float]] = (0.5, 8.0)
     grams: ClassVar[float] = 0.0
 
@@ -53,20 +57,34 @@ class CoreSpace(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Factor, span, project, merge, expand."""
-        joined = stacked(group, [self.rank or min(group.origin.shape)] * group.count)
-        root = joined.s.sqrt()
-        columns = factor(joined.u * root)
-        u = columns.top(columns.rank).u
-        del columns
-        rows = factor(joined.vh * root[:, None])
-        vh = rows.top(rows.rank).vh
-        del rows
-        cores = [((u.mT @ part.u) * part.s) @ (part.vh @ vh.mT) for part in joined.parts()]
-        del joined
+        return self._factors(group).dense()
+
+    def update_low_rank(self, group: Group) -> LowRank:
+        """The same, not expanded."""
+        return self._factors(group)
+
+    def _factors(self, group: Group) -> LowRank:
+        own = None if self.rank is not None else group.low_rank
+        if own is not None:  # the adapters' own B and A
+            parts = [part.scaled(weight) for part, weight in zip(own, group.weights, strict=True)]
+            u, vh = _span(torch.cat([part.b for part in parts], 1)), _span(torch.cat([part.a for part in parts]).mT).mT
+            cores = [(u.mT @ part.b) @ (part.a @ vh.mT) for part in parts]
+        else:
+            joined = stacked(group, [self.rank or min(group.origin.shape)] * group.count)
+            root = joined.s.sqrt()
+            u, vh = _span(joined.u * root), _span((joined.vh * root[:, None]).mT).mT
+            cores = [((u.mT @ part.u) * part.s) @ (part.vh @ vh.mT) for part in joined.parts()]
+            del joined
         if self.inner == "ties":
             cores = [trim_whole(core, self.density) for core in cores]
         merged = merge_cores(cores, self.inner)
         if self.isotropize and merged.numel():
             factors = factor(merged)
             merged = factors.polar(factors.rank) * float(factors.s[: factors.rank].mean() if factors.rank else 0.0)
-        return u @ merged @ vh
+        return LowRank(u @ merged, vh)
+
+
+def _span(columns: Tensor) -> Tensor:
+    """Left singular vectors, to numerical rank."""
+    factors = factor(columns)
+    return factors.top(factors.rank).u

@@ -13,6 +13,7 @@ from plait.methods._parameters import Bounds, Density, Doc, PositiveInt
 from plait.methods._spectral import SpectralCombiner, rank_share, stacked
 from plait.tensors.consensus import disjoint_merge, elect
 from plait.tensors.factors import polar
+from plait.tensors.lowrank import LowRank
 from plait.tensors.selection import at_least, row_threshold
 
 __all__ = ["DcMerge"]
@@ -44,6 +45,7 @@ class DcMerge(SpectralCombiner):
         "Tobeginwith/DC-Merge",
     )
     identity: ClassVar[Any] = {"density": 1.0}
+    by_factors: ClassVar[bool] = True
     temporaries: ClassVar[tuple[float, float]] = (0.5, 0.0)
 
     smoothing: Annotated[
@@ -68,6 +70,13 @@ class DcMerge(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Cut, smooth, project, sparsify, elect, mask, expand."""
+        return self._factors(group).dense()
+
+    def update_low_rank(self, group: Group) -> LowRank:
+        """The same, not expanded."""
+        return self._factors(group)
+
+    def _factors(self, group: Group) -> LowRank:
         joined = stacked(group, [self.rank or rank_share(group)] * group.count)
         u, vh, parts = polar(joined.u), polar(joined.vh), joined.parts()
         size = min(group.origin.shape) if self.rank is None else self.rank * group.count
@@ -76,7 +85,7 @@ class DcMerge(SpectralCombiner):
         merged = disjoint_merge(cores, elect(cores), [1.0] * group.count)
         blocks = [merged.new_ones(size, size) for size in joined.sizes]
         del joined, parts, cores
-        return u @ (merged * torch.block_diag(*blocks)) @ vh
+        return LowRank(u @ (merged * torch.block_diag(*blocks)), vh)
 
 
 def _largest(core: Tensor, kept: int) -> Tensor:

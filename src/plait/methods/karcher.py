@@ -37,6 +37,7 @@ class Karcher(Combiner):
     paper: ClassVar[Paper | None] = Paper(
         "Riemannian center of mass and mollifier smoothing", "Karcher", 1977, code="arcee-ai/mergekit"
     )
+    translates: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     cost: ClassVar[Any] = "survey"
 

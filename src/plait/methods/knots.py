@@ -12,6 +12,7 @@ from plait.methods._core import Inner, merge_cores, trim_whole
 from plait.methods._parameters import Density, Doc, NonNegative
 from plait.methods._spectral import SpectralCombiner, weighted_deltas
 from plait.methods._trim import ROUNDS, survey_thresholds, thresholds, trim
+from plait.tensors.lowrank import LowRank, common_basis
 from plait.tensors.subspaces import common_columns
 
 __all__ = ["Knots"]
@@ -40,6 +41,7 @@ class Knots(SpectralCombiner):
         "Model Merging with SVD to Tie the KnOTS", "Stoica et al.", 2025, "2410.19735", "gstoica27/KnOTS"
     )
     identity: ClassVar[Any] = {"density": 1.0}
+    by_factors: ClassVar[bool] = True
     temporaries: ClassVar[tuple[float, float]] = (8.0, 0.0)
     grams: ClassVar[float] = 0.0
 
@@ -72,6 +74,11 @@ class Knots(SpectralCombiner):
         return super().arrays(subject, experts) + 7.0 * side * side / subject.numel
 
     def _coordinates(self, group: Group) -> tuple[Tensor, tuple[Tensor, ...]]:
+        if group.low_rank is not None:
+            basis, values, cores = common_basis(group.low_rank, group.weights, self.cutoff)
+            if self.coordinates == "scaled":
+                return basis, cores
+            return basis * values, tuple(core / values[:, None] for core in cores)
         deltas = weighted_deltas(group)
         basis, values = common_columns(deltas, self.cutoff)
         cores = tuple(basis.mT @ deltas[i] for i in range(group.count))
@@ -89,9 +96,16 @@ class Knots(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Change the basis, trim, merge, change back."""
+        return self._factors(group).dense()
+
+    def update_low_rank(self, group: Group) -> LowRank:
+        """The same, not changed back."""
+        return self._factors(group)
+
+    def _factors(self, group: Group) -> LowRank:
         basis, cores = self._coordinates(group)
         if self.rounds:
             cores = trim(cores, thresholds(group.facts, [self.density] * group.count, "inclusive"))
         elif self.inner == "ties":
             cores = tuple(trim_whole(core, self.density) for core in cores)
-        return basis @ merge_cores(cores, self.inner)
+        return LowRank(basis, merge_cores(cores, self.inner))

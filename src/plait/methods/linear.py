@@ -8,9 +8,10 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 
 from plait.errors import RecipeError
-from plait.methods._contract import Combiner, Group, Paper
+from plait.methods._contract import Combiner, Group, Paper, Subject
 from plait.methods._parameters import Doc
 from plait.tensors.consensus import weighted_sum
+from plait.tensors.lowrank import LowRank, concatenate
 
 __all__ = ["Linear"]
 
@@ -51,3 +52,14 @@ class Linear(Combiner):
         """Sum, then divide once."""
         total = weighted_sum(group.experts, group.weights)
         return total / sum(group.weights) if self.normalize else total
+
+    def factored(self, subject: Subject) -> bool:
+        """Sums of products are products of stacked factors."""
+        del subject
+        return True
+
+    def merge_low_rank(self, group: Group) -> LowRank:
+        """Concatenate the factors."""
+        assert group.low_rank is not None
+        total = sum(group.weights) if self.normalize else 1.0
+        return concatenate(group.low_rank, [weight / total for weight in group.weights])

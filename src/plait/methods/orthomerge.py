@@ -50,6 +50,7 @@ class OrthoMerge(Combiner):
     paper: ClassVar[Paper | None] = Paper(
         "Orthogonal Model Merging", "Yang et al.", 2026, "2602.05943", "Sphere-AI-Lab/OrthoMerge"
     )
+    translates: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     identity: ClassVar[Any] = {"lambda_": 1.0}
     cost: ClassVar[Any] = "spectral"

@@ -32,6 +32,7 @@ class Slerp(Combiner):
     summary: ClassVar[str] = "spherical interpolation between two models"
     formula: ClassVar[str] = "sin((1−t)ω)/sin ω · a + sin(tω)/sin ω · b"
     paper: ClassVar[Paper | None] = Paper("Animating rotation with quaternion curves", "Shoemake", 1985)
+    translates: ClassVar[bool] = False
     needs_base: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     symmetric: ClassVar[bool] = False

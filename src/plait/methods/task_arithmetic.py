@@ -8,9 +8,10 @@ from typing import Annotated, ClassVar
 from torch import Tensor
 
 from plait.errors import RecipeError
-from plait.methods._contract import Combiner, Group, Paper
+from plait.methods._contract import Combiner, Group, Paper, Subject
 from plait.methods._parameters import Doc, Real
 from plait.tensors.consensus import weighted_sum
+from plait.tensors.lowrank import LowRank, concatenate
 
 __all__ = ["TaskArithmetic"]
 
@@ -47,3 +48,14 @@ class TaskArithmetic(Combiner):
         """Sum the weighted deltas, scale once, add to the base."""
         scale = self.lambda_ / (sum(group.weights) if self.normalize else 1.0)
         return group.origin + scale * weighted_sum(group.deltas, group.weights)
+
+    def factored(self, subject: Subject) -> bool:
+        """Sums of products are products of stacked factors."""
+        del subject
+        return True
+
+    def merge_low_rank(self, group: Group) -> LowRank:
+        """Concatenate the factors."""
+        assert group.low_rank is not None
+        scale = self.lambda_ / (sum(group.weights) if self.normalize else 1.0)
+        return concatenate(group.low_rank, [scale * weight for weight in group.weights])

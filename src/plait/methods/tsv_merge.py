@@ -10,7 +10,9 @@ from torch import Tensor
 from plait.methods._contract import Group, Paper
 from plait.methods._parameters import Density, Doc, PositiveInt
 from plait.methods._spectral import SpectralCombiner, rank_share, stacked
-from plait.tensors.subspaces import Orthogonalize, combine_subspaces
+from plait.tensors.factors import polar
+from plait.tensors.lowrank import LowRank
+from plait.tensors.subspaces import Orthogonalize, Subspaces, combine_subspaces, gram_whitening
 
 __all__ = ["TsvMerge"]
 
@@ -43,6 +45,7 @@ class TsvMerge(SpectralCombiner):
         "AntoAndGar/task_singular_vectors",
     )
     identity: ClassVar[Any] = {}
+    by_factors: ClassVar[bool] = True
 
     rank_fraction: Annotated[Density | None, Doc("share of a matrix's rank each expert keeps; none: 1/T")] = None
     rank: Annotated[PositiveInt | None, Doc("triplets each expert keeps, instead of a share: an adapter's rank")] = None
@@ -52,10 +55,22 @@ class TsvMerge(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Cut, concatenate, orthogonalise, multiply."""
+        return combine_subspaces(self._cut(group), self.orthogonalize)
+
+    def update_low_rank(self, group: Group) -> LowRank:
+        """The same, not multiplied."""
+        joined = self._cut(group)
+        if self.orthogonalize == "none":
+            return LowRank(joined.u * joined.s, joined.vh)
+        if self.orthogonalize == "svd":
+            return LowRank(polar(joined.u) * joined.s, polar(joined.vh))
+        return LowRank((joined.u @ gram_whitening(joined.u)) * joined.s, gram_whitening(joined.vh.mT) @ joined.vh)
+
+    def _cut(self, group: Group) -> Subspaces:
         if self.rank is not None:
             kept = self.rank
         elif self.rank_fraction is not None:
             kept = max(1, int(min(group.origin.shape) * self.rank_fraction))
         else:
             kept = rank_share(group)
-        return combine_subspaces(stacked(group, [kept] * group.count), self.orthogonalize)
+        return stacked(group, [kept] * group.count)

@@ -43,6 +43,7 @@ class Widen(Combiner):
         "2408.03092",
         "yule-BUAA/MergeLLM",
     )
+    translates: ClassVar[bool] = False
     weighted: ClassVar[bool] = False
     cost: ClassVar[Any] = "survey"
     temporaries: ClassVar[tuple[float, float]] = (8.0, 3.0)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from plait.architectures import KINDS
 
-__all__ = ["CopyRule", "Expert", "Recipe", "Selector", "Slice", "TokenRule", "ValueRule", "Vocabulary"]
+__all__ = ["AdapterOutput", "CopyRule", "Expert", "Recipe", "Selector", "Slice", "TokenRule", "ValueRule", "Vocabulary"]
 
 Patterns: TypeAlias = str | list[str]
 
@@ -83,8 +83,17 @@ class Expert(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True, strict=True)
 
-    model: str | Recipe = Field(description="path, URL, Hub id or nested recipe")
+    model: str | Recipe | None = Field(
+        None, description="path, URL, Hub id, nested recipe, an adapter, or MODEL+ADAPTER"
+    )
+    adapter: str | None = Field(None, description="an adapter on `model`, or on the recipe's base where none is named")
     weight: Any = Field(None, description="weight of this expert: a number, a list spread over depth, or rules")
+
+    @model_validator(mode="after")
+    def _named(self) -> Expert:
+        if self.model is None and self.adapter is None:
+            raise ValueError("an expert needs a model or an adapter")
+        return self
 
     @property
     def parameters(self) -> dict[str, Any]:
@@ -142,6 +151,15 @@ class Vocabulary(_Strict):
         return self
 
 
+class AdapterOutput(_Strict):
+    """An adapter as the result: the merged change by its factors, instead of a model."""
+
+    kind: Literal["adapter"] = "adapter"
+    rank: int | None = Field(None, ge=1, description="largest rank of a module; by default all that is not rounding")
+    energy: float | None = Field(None, gt=0, le=1, description="share of each change's squared norm that is kept")
+    for_: Literal["vllm"] | None = Field(None, alias="for", description="whose limits are kept: vllm")
+
+
 class Recipe(_Strict):
     """A merge: a method, the models, the parameters, what to write."""
 
@@ -166,6 +184,10 @@ class Recipe(_Strict):
     allow_nonfinite: bool = Field(False, description="accept NaN and infinity in inputs and output")
     shard_size: Annotated[str | int, Field(description="largest output file, e.g. 5GB")] = "5GB"
     license: str | None = Field(None, description="licence of the result, if it is not the parents' strictest")
+    output: AdapterOutput | None = Field(None, description="`adapter`, or {kind: adapter, rank, energy, for}")
+    adapters: Literal["changes", "factors"] = Field(
+        "changes", description="what of adapters is merged: their changes B·A, or the tensors A and B each by itself"
+    )
     plait: Literal[1] = Field(1, description="version of this schema")
 
     @model_validator(mode="before")
@@ -181,6 +203,8 @@ class Recipe(_Strict):
             data["experts"] = {k: _as_expert(v) for k, v in experts.items()}
         if isinstance(data.get("tokenizer"), str):
             data["tokenizer"] = {"source": data["tokenizer"]}
+        if data.get("output") in ("adapter", "model"):
+            data["output"] = {"kind": "adapter"} if data["output"] == "adapter" else None
         drop = data.get("drop")
         if isinstance(drop, str):
             drop = [drop]
@@ -192,4 +216,9 @@ class Recipe(_Strict):
     def _names(self) -> Recipe:
         if "base" in self.experts:
             raise ValueError("an expert cannot be called 'base'; give it another name")
+        plain = self.output is not None and self.output == AdapterOutput()
+        if self.adapters == "factors" and not plain:
+            raise ValueError(
+                "adapters: factors makes an adapter of the parents' rank: add `output: adapter`, and no more"
+            )
         return self

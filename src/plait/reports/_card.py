@@ -102,11 +102,16 @@ def model_card(plan: Plan) -> str:
     cards = {name: front_matter(c.folder) for name, c in plan.inputs.items()}
     head: dict[str, Any] = {"base_model": list(dict.fromkeys(_hub_name(c) for c in plan.inputs.values()))}
     head["base_model_relation"] = "merge"
+    adapter = plan.recipe.output is not None
+    if adapter:
+        head = {"base_model": [_base(plan)], "base_model_relation": "adapter"}
     donor = front_matter(plan.donor.folder)
-    library = _word(donor.get("library_name")) or ("transformers" if plan.config is not None else None)
+    library = (
+        "peft" if adapter else _word(donor.get("library_name")) or ("transformers" if plan.config is not None else None)
+    )
     head |= {"library_name": library} if library else {}
     head |= {key: word for key in ("pipeline_tag", "language") if (word := _word(donor.get(key)))}
-    head["tags"] = ["merge", "plait"]
+    head["tags"] = ["merge", "plait", *(["lora"] if adapter else [])]
     licence = plan.recipe.license or strictest_licence([_licence(c) for c in plan.inputs.values()])
     head |= {"license": licence} if licence else {}
     if licence == "other":
@@ -127,9 +132,10 @@ def model_card(plan: Plan) -> str:
         yaml.safe_dump(head, sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        "# Merged model",
+        "# Merged adapter" if adapter else "# Merged model",
         "",
-        f"Made with plait {__version__} by `{methods}` from {len(rows)} models, {plan.parameters:,} parameters.",
+        f"Made with plait {__version__} by `{methods}` from {len(rows)} models"
+        f"{'' if adapter else f', {plan.parameters:,} parameters'}.",
         "",
         "| model | role | weight | revision |",
         "|---|---|---|---|",
@@ -149,6 +155,14 @@ def model_card(plan: Plan) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _base(plan: Plan) -> str:
+    """The model that an adapter is for: the recipe's base, or what its parents say."""
+    if "base" in plan.inputs:
+        return _hub_name(plan.inputs["base"])
+    named = [c.adapter.get("base_model_name_or_path") for c in plan.inputs.values() if c.adapter]
+    return next((name for name in named if isinstance(name, str)), "unknown")
 
 
 def _row(plan: Plan, name: str, checkpoint: Checkpoint) -> str:

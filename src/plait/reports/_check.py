@@ -9,7 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from plait.checkpoints import Checkpoint
-from plait.engine import Options, Plan, Progress, Silent, check_memory, compile_recipe, resident_memory, room_at
+from plait.engine import (
+    Options,
+    Plan,
+    Progress,
+    Silent,
+    check_memory,
+    compile_recipe,
+    resident_memory,
+    room_at,
+    split_reference,
+)
 from plait.errors import (
     MemoryBudgetError,
     MissingModelError,
@@ -189,7 +199,8 @@ def _references(recipe: Recipe, prefix: str = "") -> Iterator[tuple[str, str]]:
     named: list[tuple[str, str | Recipe]] = []
     if recipe.base is not None:
         named.append(("base", recipe.base))
-    named += [(name, expert.model) for name, expert in recipe.experts.items()]
+    # adapters are looked at where the merge is planned: here are models
+    named += [(name, expert.model) for name, expert in recipe.experts.items() if expert.model is not None]
     named += [(f"slice{i}", part.model) for i, part in enumerate(recipe.slices or [])]
     for name, reference in named:
         if isinstance(reference, Recipe):
@@ -205,7 +216,9 @@ def _opened(source: Source, findings: list[Finding]) -> Iterator[tuple[str, Chec
             continue
         seen.add(reference)
         try:
-            yield name, Checkpoint.open(reference, relative_to=source.folder)
+            opened = Checkpoint.open(split_reference(reference, source.folder)[0], relative_to=source.folder)
+            if opened.adapter is None:
+                yield name, opened
         except PlaitError as error:
             findings.append(Finding(_kind(error, "missing"), "blocks", name, f"{name} cannot be used: {error}"))
 

@@ -171,7 +171,8 @@ def compare_job(job: Job) -> TensorDiff:
         stop = min(start + step, job.entry.numel)
         origin = job.base.read(start, stop).to(job.compute)
         base += float(origin.double().square().sum())
-        deltas = [t.read(start, stop).to(job.compute) - origin for t in job.experts]
+        values = [(t.read(start, stop).to(job.compute), t.space) for t in job.experts]
+        deltas = [value if space == "delta" else value - origin for value, space in values]
         signs = [delta.sign() for delta in deltas]
         for i, delta in enumerate(deltas):
             squares[i] += float(delta.double().square().sum())

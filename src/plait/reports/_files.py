@@ -22,7 +22,7 @@ def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
         ReadError: if a file beside the donor's weights cannot be read.
     """
     files: dict[str, bytes] = {}
-    folder = plan.donor.folder
+    folder = plan.donor.folder if plan.recipe.output is None else None  # an adapter is loaded beside its base's files
     if folder is not None:
         try:
             for path in carried_files(folder):
@@ -37,6 +37,8 @@ def describe_output(plan: Plan, result: Result) -> dict[str, bytes]:
         files = {path: data for path, data in files.items() if not is_tokenizer_file(PurePath(path))} | dict(own)
     if plan.config is not None:
         files["config.json"] = (json.dumps(plan.config, indent=2) + "\n").encode()
+    if plan.recipe.adapters == "factors":
+        files["adapter_config.json"] = (json.dumps(dict(plan.donor.adapter or {}), indent=2) + "\n").encode()
     files[RECIPE] = recipe_text(plan).encode()
     files[MANIFEST] = (json.dumps(manifest(plan, result), indent=1, ensure_ascii=False) + "\n").encode()
     files["README.md"] = model_card(plan).encode()

@@ -36,7 +36,8 @@ def manifest(plan: Plan, result: Result) -> dict[str, Any]:
         "inputs": inputs,
         "resolved": _resolved(plan),
         "notes": list(plan.notes),
-        "tensors": {job.name: result.digests[job.name] for job in plan.jobs},
+        # an adapter's tensors are factors, not the planned changes
+        "tensors": dict(result.digests) if plan.recipe.output else {j.name: result.digests[j.name] for j in plan.jobs},
     }
 
 

@@ -80,6 +80,7 @@ def reproduce(
     import tempfile
 
     from plait._versions import versions
+    from plait.adapters import merge_adapter
     from plait.checkpoints import Checkpoint
     from plait.engine import execute, model_hash
 
@@ -107,7 +108,9 @@ def reproduce(
     with tempfile.TemporaryDirectory(
         dir=home.resolve().parent, prefix=f".{home.resolve().name}.plait-reproduce-"
     ) as scratch:
-        result = execute(plan, Path(scratch) / "model", options, progress)
+        changes = plan.recipe.output is not None and plan.recipe.adapters == "changes"
+        run = merge_adapter if changes else execute
+        result = run(plan, Path(scratch) / "model", options, progress)
     changed = tuple(_changed(plan, stored, {n: model_hash(c, result.inputs[n]) for n, c in plan.inputs.items()}))
     differing = tuple(n for n, digest in written.items() if result.digests.get(n) != digest)
     now = versions()
@@ -135,6 +138,8 @@ def _relocate(recipe: Any, stored: Mapping[str, Any], places: Mapping[str, str])
             return {k: walk(v, "model" if key == "experts" and isinstance(v, str) else k) for k, v in value.items()}
         if isinstance(value, list):
             return [walk(item, key) for item in value]
-        return by_reference.get(value, value) if isinstance(value, str) and key in ("model", "base") else value
+        return (
+            by_reference.get(value, value) if isinstance(value, str) and key in ("model", "base", "adapter") else value
+        )
 
     return walk(recipe, "")

@@ -27,7 +27,7 @@ def sampled_diff(plan: Plan) -> Diff | None:
     recipe = plan.recipe
     if recipe.base is None or not recipe.experts:
         return None
-    models = {name: {"model": expert.model} for name, expert in recipe.experts.items()}
+    models = {name: {"model": e.model, "adapter": e.adapter} for name, e in recipe.experts.items()}
     kept = {"drop": recipe.drop, "copy": recipe.copy_, "files_from": recipe.files_from}
     plain = Recipe.model_validate({"method": "task_arithmetic", "base": recipe.base, "experts": models, **kept})
     aligned = compile_recipe(Source(plain, folder=plan.source.folder))
