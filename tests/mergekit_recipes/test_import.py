@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,9 @@ import plait
 from models import family, save_family
 from plait.cli import app
 from plait.errors import OutputError, RecipeError
-from plait.recipes import Imported, import_documents, load_recipe, read_documents, recipe_yaml
+from plait.recipes import Document, Imported, import_documents, load_recipe, read_documents, recipe_yaml
 
+CORPUS = Path(__file__).parent.parent / "data" / "mergekit"
 TWO = "models: [{model: a, parameters: {weight: 1}}, {model: b, parameters: {weight: 1}}]\n"
 
 
@@ -117,6 +120,32 @@ def test_values_out_of_bounds_are_refused(tmp_path: Path) -> None:
         )
         with pytest.raises(RecipeError, match=r"m\.yml: parameter 'density' of 'ties'"):
             plait.plan(path)
+
+
+ODD: list[Any] = [None, 0, -1, 1.5, "x", "", [], {}, [1, 2], [None], {"a": 1}, True, "+", "a@b@c", [[]], float("nan")]
+ODD += [{"value": None}, {"filter": 1, "value": 2}, [{"filter": "x", "value": [1, 2]}], "1e-3", 10**400]
+
+
+def places(data: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """Every place of a document."""
+    items = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    return [path, *(place for key, value in items for place in places(value, (*path, key)))]
+
+
+@pytest.mark.parametrize("path", sorted(CORPUS.glob("*.yml"))[::4], ids=lambda p: p.stem)
+def test_whatever_stands_in_a_recipe_is_read_or_refused(path: Path) -> None:
+    """No value in any place crashes the import."""
+    documents = list(yaml.safe_load_all(path.read_text()))
+    for number, document in enumerate(documents):
+        for place in places(document)[1:]:
+            for odd in ODD:
+                changed = copy.deepcopy(documents)
+                inside = changed[number]
+                for key in place[:-1]:
+                    inside = inside[key]
+                inside[place[-1]] = odd
+                with suppress(RecipeError):
+                    import_documents([Document(d, "m.yml") for d in changed])
 
 
 SAID: dict[str, tuple[str, str]] = {

@@ -52,6 +52,7 @@ def _register() -> None:
         reproduce,
         schema,
         testbed,
+        transplant,
         verify,
     )
 
@@ -69,6 +70,7 @@ def _register() -> None:
         reproduce,
         verify,
         publish,
+        transplant,
         schema,
     )
     for module in verbs:

@@ -216,7 +216,7 @@ def _align(
             whole.append(name)
             continue
         if all(untouched(tensors[key]) for key in experts) and "base" in tensors:
-            jobs.append(_copy(tensors["base"], name, role, wanted, "base"))
+            jobs.append(_copy(tensors["base"], name, role, given, "base"))
             unchanged.append(name)
             continue
         jobs.append(_merge(chain, name, role, tensors, experts, wanted, given))

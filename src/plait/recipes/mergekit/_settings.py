@@ -7,6 +7,7 @@ a list runs over depth, and what comes behind the layers is at depth 1.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
@@ -63,7 +64,7 @@ def _conditions(reader: Reader, setting: Any, path: Path) -> list[Entry]:
         if not isinstance(item, Mapping):
             raise reader.fail(place, f"{item!r} stands among filters; each item needs a value.")
         reader.keys(item, ("filter", "value"), place)
-        if item.get("value") is None:
+        if item.get("value") is None or item["value"] == []:
             raise reader.fail(place, "a filter without a value.")
         text = item.get("filter")
         if not (text is None or isinstance(text, str)):
@@ -81,8 +82,10 @@ def _typed(reader: Reader, value: Any, kind: type, path: Path, what: str) -> Any
         raise reader.fail(path, f"{what} is {value!r}; it must be true or false.")
     try:
         number = float(value)
-    except (TypeError, ValueError):
-        raise reader.fail(path, f"{what} is {value!r}; it must be a number.") from None
+    except (TypeError, ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise reader.fail(path, f"{what} is {str(value)[:40]!r}; it must be a number.")
     if kind is int:
         if number != int(number):
             raise reader.fail(path, f"{what} is {value!r}; it must be a whole number.")
