@@ -275,3 +275,35 @@ def test_pipelines_of_differing_components_name_what_is_missing(tmp_path: Path) 
     shutil.rmtree(tmp_path / "b" / "unet")
     with pytest.raises(IncompatibleModelsError, match="lacks components"):
         plait.plan(recipe)
+
+
+def test_pipelines_behind_urls(tmp_path: Path) -> None:
+    """Components are read by ranges and uploaded into their folders; the files are those of a local merge."""
+    fsspec = pytest.importorskip("fsspec")
+    recipe = _recipe(tmp_path, components="unet")
+    plait.merge(recipe, tmp_path / "out", threads=1)
+    store = fsspec.filesystem("memory")
+    store.put(str(tmp_path / "b"), "/models/b", recursive=True)
+    recipe["experts"]["b"] = "memory://models/b"
+    plait.merge(recipe, "memory://models/out", threads=1, spool=tmp_path / "spool")
+    here = {n: data for n, data in tree(tmp_path / "out").items() if not n.endswith((".json", ".yaml", ".md"))}
+    there = {n: store.cat(f"/models/out/{n}") for n in here}
+    assert here == there and len(here) == 3
+    assert json.loads(store.cat("/models/out/model_index.json"))["unet"] == ["diffusers", "Anything"]
+    assert not list((tmp_path / "spool").iterdir())
+    store.rm("/models", recursive=True)
+
+
+def test_a_worker_delivers_a_component_into_its_folder(tmp_path: Path) -> None:
+    """A shard is made under a name without folders, and renamed into the one it belongs to."""
+    from plait.engine._shard_file import FolderSink
+
+    plan = plait.plan(_recipe(tmp_path, components="unet"))
+    shard = next(s for s in plan.layout.shards if s.folder == "vae")
+    (tmp_path / "partial" / "vae").mkdir(parents=True)
+    sink = FolderSink(tmp_path / "partial", tmp_path / "work")
+    file = sink.begin(shard)
+    file.write("vae/decoder.w", 0, torch.arange(9.0))
+    sink.deliver(file)
+    assert torch.equal(load_file(tmp_path / "partial" / "vae" / UNET)["decoder.w"], torch.arange(9.0).view(3, 3))
+    assert not list((tmp_path / "work").iterdir())

@@ -47,6 +47,8 @@ def test_a_llama_merges_into_the_text_tower_of_a_llava(tmp_path: Path) -> None:
     vlm = make(tmp_path / "vlm", "LlavaForConditionalGeneration", _llava(), 0)
     llm = make(tmp_path / "llm", "LlamaForCausalLM", _llama(), 1)
     recipe = {"method": "linear", "experts": {"vlm": str(tmp_path / "vlm"), "llm": str(tmp_path / "llm")}}
+    found = plait.check(recipe)  # in the tower, too, a model that does not descend from the other is found
+    assert [f.kind for f in found.findings if f.level == "blocks"] == ["ancestry"]
     plan = plait.plan(recipe)
     assert any("llm is seen in the names of" in note and "language_model" in note for note in plan.notes), plan.notes
     assert any("kept as they are" in note and "vision_tower" in note for note in plan.notes)

@@ -57,19 +57,19 @@ def _shapes(checkpoint: Checkpoint) -> Shapes:
 
 
 def _largest(models: Mapping[str, Checkpoint], first: str, tower: str | None) -> str:
-    """The first model that has the others as one of its parts, a tower; `first` where there is none."""
+    """The first model that every other one is a part of, where `first` itself is but one tower of it."""
     names = set(models[first].tensors)
     if all(set(model.tensors) <= names for model in models.values()):
         return first
     for key, model in models.items():
+        if key == first:
+            continue
         whole = _shapes(model)
         try:
-            views = [view_of(_shapes(m), whole, tower, m.label) for k, m in models.items() if k != key]
+            views = {k: view_of(_shapes(m), whole, tower, m.label) for k, m in models.items() if k != key}
         except IncompatibleModelsError:
             continue
-        others = [k for k in models if k != key]
-        complete = all(not _lost(view, models[k]) for view, k in zip(views, others, strict=True))
-        if complete and any(view.tower for view in views):
+        if views[first].tower and not any(_lost(view, models[k]) for k, view in views.items()):
             return key
     return first
 

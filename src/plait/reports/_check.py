@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plait.checkpoints import Checkpoint
+from plait.architectures import view_of
+from plait.checkpoints import Checkpoint, seen_as, with_tensors
 from plait.engine import (
     Options,
     Plan,
@@ -21,6 +22,7 @@ from plait.engine import (
     room_at,
 )
 from plait.errors import (
+    IncompatibleModelsError,
     MemoryBudgetError,
     MissingModelError,
     NonFiniteError,
@@ -297,11 +299,24 @@ def _weights(
     if len(models) < 2:
         return evidence, "", (read, everything), speed
     first, *others = models
-    sample = sample_of(models[first])
     for name in others:
-        evidence[name] = weigh(models[first], models[name], sample)
+        seen = _alike(models[first], models[name])
+        both = with_tensors(models[first], {n: t for n, t in models[first].tensors.items() if seen.find(n) is not None})
+        evidence[name] = weigh(models[first], seen, sample_of(both))
         findings += judge(first, name, evidence[name])
     return evidence, first, (read, everything), speed
+
+
+def _alike(first: Checkpoint, other: Checkpoint) -> Checkpoint:
+    """A model in the names of the one that it is compared with, as a merge would see it."""
+    if set(first.tensors) == set(other.tensors):
+        return other
+    whole = {name: tensor.shape for name, tensor in first.tensors.items()}
+    try:
+        view = view_of({name: tensor.shape for name, tensor in other.tensors.items()}, whole)
+    except IncompatibleModelsError:
+        return other
+    return seen_as(other, view, whole)
 
 
 def _cost(plan: Plan, options: Options, speed: float) -> dict[str, float]:
