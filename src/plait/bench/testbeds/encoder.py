@@ -17,7 +17,7 @@ _QUICK = {
     "name_lang": Schedule(100),
     "name_kind": Schedule(100),
     "syllables": Schedule(120),
-    "gloss_ending": Schedule(100),
+    "gloss_ending": Schedule(60, 32),
 }
 _FULL = {
     "py_expr": Schedule(120),
