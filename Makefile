@@ -9,7 +9,7 @@ BENCH_DIR ?= /dev/shm/plait-bench
 BENCH_DISK ?= .cache/bench
 BENCH_FLAGS ?=
 MERGEKIT ?= .venv-mergekit
-TESTBEDS ?= encoder vision decoder overlap
+TESTBEDS ?= encoder decoder overlap
 QUALITY ?= .cache/quality
 PERFORMANCE = $(BIN)/python benchmarks/performance.py
 

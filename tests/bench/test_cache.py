@@ -1,9 +1,8 @@
-import json
 from pathlib import Path
 
 import pytest
 
-from plait.bench._cache import cached_json, digest_of, new_folder
+from plait.bench._cache import digest_of, new_folder
 
 
 def test_a_folder_appears_only_when_complete(tmp_path: Path) -> None:
@@ -27,16 +26,6 @@ def test_a_folder_that_another_process_made_first_is_kept(tmp_path: Path) -> Non
         (target / "file").write_text("first")
     assert (target / "file").read_text() == "first"
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_json_is_made_once(tmp_path: Path) -> None:
-    path = tmp_path / "a" / "b.json"
-    assert cached_json(path, lambda: {"x": 1}) == {"x": 1}
-    assert cached_json(path, lambda: pytest.fail("made again")) == {"x": 1}
-    with pytest.raises(TypeError):
-        cached_json(tmp_path / "a" / "c.json", lambda: {"x": object()})
-    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.json"]
-    assert json.loads(path.read_text()) == {"x": 1}
 
 
 def test_the_key_depends_on_settings_but_not_on_their_order() -> None:

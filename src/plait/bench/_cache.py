@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["cached_json", "digest_of", "new_folder"]
+__all__ = ["digest_of", "new_folder"]
 
 
 def digest_of(settings: Mapping[str, Any]) -> str:
@@ -38,20 +37,3 @@ def new_folder(path: Path) -> Generator[Path, None, None]:
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
-
-
-def cached_json(path: Path, make: Callable[[], Any]) -> Any:
-    """Read `path` if it is there, else write to it what `make` returns; a file that is there is complete."""
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
-    value = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False)
-        Path(draft).replace(path)
-    except BaseException:
-        Path(draft).unlink(missing_ok=True)
-        raise
-    return value

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Result", "main", "run_merges", "table"]
 
-_FILE_WIDTH = 120  # characters of a line where no terminal says how many there are
+_FILE_WIDTH = 150  # characters of a line where no terminal says how many there are
 MergeFunction: TypeAlias = Callable[[dict[str, Any], Path], object]
 
 

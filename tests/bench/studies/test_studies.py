@@ -92,10 +92,12 @@ def test_a_run_that_is_killed_goes_on_where_it_was(testbeds: list[Path], tmp_pat
 def test_what_a_killed_process_left_is_removed(testbeds: list[Path], tmp_path: Path) -> None:
     left = tmp_path / "out" / "work" / ("a" * 24 + "-999999999")
     left.mkdir(parents=True)
+    lock = left.parent / f".{left.name}.plait-lock"
+    lock.write_text("")
     other = left.parent / "something of yours"
     other.mkdir()
     _bench(_config(testbeds[:1], methods=["linear"]), tmp_path / "out")
-    assert not left.exists() and other.exists()
+    assert not left.exists() and not lock.exists() and other.exists()
 
 
 def test_a_method_that_raises_is_a_row(testbeds: list[Path], tmp_path: Path) -> None:

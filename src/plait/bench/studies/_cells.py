@@ -186,7 +186,10 @@ def _clear(work: Path) -> None:
     for leftover in work.iterdir() if work.is_dir() else ():
         found = re.match(r"\.?[0-9a-f]{24}-(\d+)", leftover.name)
         if found and not Path(f"/proc/{found.group(1)}").exists() and Path("/proc/self").exists():
-            shutil.rmtree(leftover, ignore_errors=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                leftover.unlink(missing_ok=True)
 
 
 def _write(path: Path, value: Any) -> None:

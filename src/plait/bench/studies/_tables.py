@@ -42,7 +42,7 @@ def shown(figure: str, interval: Mapping[str, float]) -> tuple[str, str, str]:
 
 
 def terminal_table(results: Mapping[str, Any], costs: Sequence[Mapping[str, Any]]) -> Table:
-    """Rows by rank, with intervals; seconds are those of the merge and of the whole search."""
+    """Rows by rank, with the interval of the figure that ranks; seconds of one merge, and of the whole search."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -50,9 +50,11 @@ def terminal_table(results: Mapping[str, Any], costs: Sequence[Mapping[str, Any]
     figures = shown_figures(results)
     table = Table(title=f"{results['title']}: test scores, settings chosen on validation", box=SIMPLE_HEAD)
     for title in ("arm", "k", "#", "method", "setting"):
-        table.add_column(title, justify="right" if title in ("k", "#") else "left", overflow="fold")
+        number = title in ("k", "#")
+        table.add_column(title, justify="right" if number else "left", no_wrap=title != "setting", overflow="fold")
     for figure in figures:
-        table.add_column(title_of(figure), justify="right", no_wrap=True)
+        ranks = any(row["ranked_by"] == figure for row in results["table"])
+        table.add_column(title_of(figure), justify="right", no_wrap=ranks)
     for title in ("p, best", "merge s", "search s"):
         table.add_column(title, justify="right", no_wrap=True)
     by_run = {cost["run"]: cost for cost in costs}
@@ -62,18 +64,19 @@ def terminal_table(results: Mapping[str, Any], costs: Sequence[Mapping[str, Any]
             table.add_section()
         before = row["arm"], row["experts"]
         first = [row["arm"], str(row["experts"]), str(row["rank"])]
-        name = Text(row["method"])
+        setting = Text(" | ".join(row["settings"]))
         if row["error"]:
-            name.append(f"\n{row['error']}", style="red")
+            setting = Text(row["error"], style="red")
         cells = []
         for figure in figures:
             if figure in row["figures"]:
                 value, low, high = shown(figure, row["figures"][figure])
-                cells.append(f"{value} ({low}–{high})")
+                # the other intervals are in the files: a terminal is narrow
+                cells.append(f"{value} ({low}–{high})" if figure == row["ranked_by"] else value)
             else:
                 cells.append("")
         merge, search = _seconds([by_run[n] for n in row["runs"] if n in by_run])
-        table.add_row(*first, name, " | ".join(row["settings"]), *cells, _p(row), merge, search)
+        table.add_row(*first, row["method"], setting, *cells, _p(row), merge, search)
     return table
 
 

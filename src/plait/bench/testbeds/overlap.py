@@ -78,7 +78,8 @@ def overlapping(train: tuple[Example, ...]) -> Iterator[Example]:
 def conflicting(train: tuple[Example, ...], classes: int) -> Iterator[Example]:
     """The texts, a share of them, chosen by their hash, with the label after their own."""
     for example in train:
-        wrong = int(digest(example.text)[:8], 16) / 16**8 < _WRONG
+        # a hash of its own: the texts are in the order of the plain one
+        wrong = int(digest(f"conflict {example.text}")[:8], 16) / 16**8 < _WRONG
         yield Example(example.text, (example.label + wrong) % classes)
 
 
