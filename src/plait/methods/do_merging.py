@@ -84,7 +84,7 @@ class DoMerging(LowRankCombiner):
             return 4 * gram @ now + 2 * self.gamma * (now - start)
 
         size = self.rate * len(factors) ** 0.5 / start.numel() ** 0.5
-        found = adam(start, slope, self.steps, size).split(ranks)
+        found = adam(start.clone(), slope, self.steps, size).split(ranks)
         return [(f * size).to(factors[0].dtype) for f, size in zip(found, sizes, strict=True)]
 
 
