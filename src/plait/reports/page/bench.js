@@ -233,7 +233,7 @@
     layout(420, { xaxis: { title: { text: `× ${plane.experts[0]}` }, showgrid: false, zeroline: false },
       yaxis: { title: { text: `× ${plane.experts[1]}` }, showgrid: false, zeroline: false, scaleanchor: narrow() ? undefined : "x",
         constrain: "domain" } }));
-    at("n-plane").textContent = "Mean of the two tasks' losses at base + a·τ₁ + b·τ₂; darker is better.";
+    at("n-plane").textContent = "Mean of the two tasks' losses at base + a·τ₁ + b·τ₂; brighter is better.";
   }
   function layers() {
     const found = data.layers;
