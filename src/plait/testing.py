@@ -71,7 +71,7 @@ def _steps(cls: type[Method], parameters: Mapping[str, Any]) -> list[Any]:
 
 def _merge(cls: type[Method], base: State, experts: Sequence[State] | Mapping[str, State], **options: Any) -> State:
     parameters = {**cls.example, **options.pop("parameters", {})}
-    needs = cls.needs_base or not issubclass(cls, Combiner)
+    needs = options.pop("on_base", False) or cls.needs_base or not issubclass(cls, Combiner)
     return merge_state_dicts(_steps(cls, parameters), experts, base if needs else None, **options)
 
 
@@ -215,8 +215,9 @@ def law_changes_merge_by_themselves(cls: type[Method]) -> None:
     wide = {name: weight.double() for name, weight in base.items()}
     deltas = [{name: weight.double() - wide[name] for name, weight in expert.items()} for expert in experts]
     zero = {name: torch.zeros_like(weight) for name, weight in wide.items()}
-    alone = _merge(cls, zero, deltas, seed=1)
-    on_base = _merge(cls, wide, [{n: wide[n] + delta[n] for n in wide} for delta in deltas], seed=1)
+    alone = _merge(cls, zero, deltas, seed=1, on_base=cls.optional_base)
+    moved = [{n: wide[n] + delta[n] for n in wide} for delta in deltas]
+    on_base = _merge(cls, wide, moved, seed=1, on_base=cls.optional_base)
     for name, change in alone.items():
         error = float((on_base[name] - wide[name] - change).norm())
         assert error <= 1e-6 * float(change.norm()) + 1e-12, f"{cls.name}: the change of {name} depends on the base"

@@ -141,7 +141,7 @@ def two_rounds(
     """
     live = [job for job in jobs if evaluator.chained(job)]
     large = sum(job.entry.numel for job in live) >= _WORTH
-    fit = all(job.unit == "element" and job.compute == torch.float32 for job in live)
+    fit = all(job.unit == "element" and job.compute == torch.float32 and not job.deltas for job in live)
     if evaluator.fusion is None or not large or not fit or live[0].methods[step].rounds < 2:
         return None
     return _Rounds(evaluator, live, step).run(spread, done)

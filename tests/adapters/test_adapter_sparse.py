@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from files import noise
+from adapter_files import noise
 from torch import Tensor
 
 from plait.adapters import SparseChange, extract_sparse, fuse, load_sparse, merge_sparse, save_sparse, unfuse

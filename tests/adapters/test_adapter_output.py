@@ -9,7 +9,7 @@ from typing import Any
 import peft_models as tiny
 import pytest
 import torch
-from files import base_of, change, lora, save_lora, save_model
+from adapter_files import base_of, change, lora, save_lora, save_model
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -81,7 +81,8 @@ def test_an_adapter_is_the_change_of_the_merged_model(tmp_path: Path, name: str)
     cls = methods()[name]
     count = max(cls.min_experts, min(3, cls.max_experts or 3))
     base, folders, _ = family(tmp_path, count)
-    step = [{name: {external(k): v for k, v in cls.example.items()}}]
+    example = {"combination": "svd"} if name == "peft" else cls.example
+    step = [{name: {external(k): v for k, v in example.items()}}]
     recipe = {"method": step, "base": base, "experts": folders}
     output = {"kind": "adapter", "energy": 1.0}
     plait.merge({**recipe, "output": output}, tmp_path / "adapter")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from files import base_of, change, lora, noise, save_lora, save_model
+from adapter_files import base_of, change, lora, noise, save_lora, save_model
 from safetensors.torch import load_file
 from torch import Tensor
 from typer.testing import CliRunner

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from files import base_of, change, lora, save_lora, save_model
+from adapter_files import base_of, change, lora, save_lora, save_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

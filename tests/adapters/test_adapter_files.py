@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from files import base_of, change, lora, noise, save_lora, save_model
+from adapter_files import base_of, change, lora, noise, save_lora, save_model
 from safetensors.torch import save_file
 from torch import Tensor
 
