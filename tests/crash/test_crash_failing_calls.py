@@ -59,7 +59,9 @@ def test_any_one_call_fails(place: Place, overwrite: bool) -> None:
         assert tree(place.out) == wanted and place.left() == [], (at, ending)
         place.check_inputs()
         place.clear()
-    assert len(messages) > 3
+    # a write that fails is told from a flush that fails; what is only tidying up does not stop the run
+    assert "" in messages
+    assert all(any(kind in message for message in messages) for kind in ("cannot be written", "could not store"))
 
 
 def test_a_disk_that_cannot_store_what_it_took(place: Place) -> None:
