@@ -40,7 +40,8 @@ def catalogue(base: Path, experts: Mapping[str, Path], listed: list[Merge]) -> l
     """List every other method with its default parameters.
 
     A sparsifier stands in front of task arithmetic, a modifier behind it; a method of one or two models gets the first
-    ones. A method that cannot run without some parameter gets its example's, which the label states.
+    ones. A method that cannot run without some parameter gets its example's, which the label states. Methods that merge
+    the factors of adapters are left out: the experts here are whole models.
     """
     from plait.methods import (
         Combiner,
@@ -58,6 +59,8 @@ def catalogue(base: Path, experts: Mapping[str, Path], listed: list[Merge]) -> l
     merges: list[Merge] = []
     for name in [*sorted(set(methods()) - shown), *sorted(compositions())]:
         steps = find_composition(name)
+        if any(find(step).adapters_only for step in steps):
+            continue
         method: Any = name
         label = name
         if len(steps) == 1 and issubclass(find(name if name in methods() else steps[0]), Sparsifier):
