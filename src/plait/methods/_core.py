@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from plait.methods._contract import Group
+from plait.methods._inner import merge_within
 from plait.methods._trim import rank_kept
 from plait.tensors.factors import factor
 from plait.tensors.selection import at_least, row_threshold
@@ -15,13 +16,14 @@ from plait.tensors.spectral import SVD
 from plait.tensors.streams import Stream
 from plait.tensors.subspaces import combine_subspaces, stack
 
-__all__ = ["Inner", "merge_cores", "trim_below", "trim_whole"]
+__all__ = ["OWN", "merge_cores", "trim_below", "trim_whole"]
 
 #: rows of a core that have temporaries of their own at a time
 _ROWS = 256
 
-Inner = Literal["ties", "mean", "sum", "tsv"]
-"""The method inside a space: TIES' sign-consistent mean, the mean, the sum, or TSV-Merge's orthogonalised subspaces."""
+OWN = ("ties", "mean", "sum", "tsv")
+"""Methods inside a space that are computed here: TIES' sign-consistent mean, the mean, the sum, or TSV-Merge's
+orthogonalised subspaces. Any other method by its name: see `plait.methods._inner`."""
 
 
 def trim_whole(core: Tensor, density: float) -> Tensor:
@@ -38,12 +40,14 @@ def trim_below(core: Tensor, limit: float) -> Tensor:
     return core
 
 
-def merge_cores(cores: Sequence[Tensor], inner: Inner) -> Tensor:
+def merge_cores(cores: Sequence[Tensor], inner: str, group: Group, density: float) -> Tensor:
     """Merge matrices in one basis, looking at one at a time; TIES expects them trimmed.
 
     An entry whose votes cancel exactly becomes zero: the sign of a singular vector is arbitrary, so no sign may be
     preferred.
     """
+    if inner not in OWN:
+        return merge_within(cores, inner, group, density)
     if inner == "ties":
         return _agreeing_mean(cores)
     if inner == "tsv":

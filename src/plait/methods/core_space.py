@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper, Subject
-from plait.methods._core import Inner, merge_cores, trim_whole
+from plait.methods._core import OWN, merge_cores, trim_whole
+from plait.methods._inner import check_inner, is_random
 from plait.methods._parameters import Density, Doc, PositiveInt
 from plait.methods._spectral import SpectralCombiner, noise, stacked, weighted_deltas
 from plait.tensors.factors import factor
@@ -52,14 +53,27 @@ class CoreSpace(SpectralCombiner):
     identity: ClassVar[Any] = {}
     by_factors: ClassVar[bool] = True
 
-    inner: Annotated[Inner, Doc("how cores merge")] = "tsv"
-    density: Annotated[Density, Doc("fraction of entries each core keeps, for ties")] = 0.2
+    inner: Annotated[str, Doc("how cores merge: tsv, ties, mean, sum, or any other method or chain by its name")] = (
+        "tsv"
+    )
+    density: Annotated[Density, Doc("fraction of entries each core keeps, for ties and others that have one")] = 0.2
     isotropize: Annotated[bool, Doc("set all singular values of the merged core to their mean")] = False
     rank: Annotated[PositiveInt | None, Doc("rank of each expert's adapter; none: measured")] = None
 
+    @property
+    def random(self) -> bool:
+        """Whether the method inside is."""
+        return self.inner not in OWN and is_random(self.inner, self.density)
+
+    def check(self, weights: tuple[float, ...]) -> None:
+        """The method inside must merge task vectors."""
+        del weights
+        if self.inner not in OWN:
+            check_inner(self.name, self.inner, self.density)
+
     def arrays(self, subject: Subject, experts: int) -> float:
-        """Only TIES needs the basis, and with it the Gram matrix of all experts' triplets."""
-        if self.treatment(subject) != "spectral" or self.inner != "ties":
+        """Only TIES and methods by name need the basis, and with it the Gram matrix of all experts' triplets."""
+        if self.treatment(subject) != "spectral" or self.inner in ("tsv", "mean", "sum"):
             return super().arrays(subject, experts)
         shorter, longer = min(subject.shape), max(subject.shape)
         side = min(shorter * experts, longer)
@@ -68,7 +82,7 @@ class CoreSpace(SpectralCombiner):
 
     def update(self, group: Group) -> Tensor:
         """Factor and merge; in the common basis where that can be seen in the result."""
-        if self.inner == "ties" or group.low_rank is not None:
+        if self.inner not in ("tsv", "mean", "sum") or group.low_rank is not None:
             return self._factors(group).dense()
         merged = self._tsv(group) if self.inner == "tsv" else self._linear(group)
         if not self.isotropize:
@@ -140,7 +154,7 @@ class CoreSpace(SpectralCombiner):
             del joined
         if self.inner == "ties":
             cores = [trim_whole(core, self.density) for core in cores]
-        merged = merge_cores(cores, self.inner)
+        merged = merge_cores(cores, self.inner, group, self.density)
         if self.isotropize and merged.numel():
             factors = factor(merged)
             merged = factors.polar(factors.rank) * float(factors.s[: factors.rank].mean() if factors.rank else 0.0)

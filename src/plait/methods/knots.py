@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar, Literal
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper, Scope, Subject
-from plait.methods._core import Inner, merge_cores, trim_below, trim_whole
+from plait.methods._core import OWN, merge_cores, trim_below, trim_whole
+from plait.methods._inner import check_inner, is_random
 from plait.methods._parameters import Density, Doc, NonNegative
 from plait.methods._spectral import SpectralCombiner, weighted_deltas
 from plait.methods._trim import ROUNDS, survey_thresholds, thresholds
@@ -44,8 +45,10 @@ class Knots(SpectralCombiner):
     identity: ClassVar[Any] = {"density": 1.0}
     by_factors: ClassVar[bool] = True
 
-    inner: Annotated[Inner, Doc("how coordinates merge")] = "ties"
-    density: Annotated[Density, Doc("fraction of coordinates each expert keeps, for ties")] = 0.2
+    inner: Annotated[
+        str, Doc("how coordinates merge: ties, mean, sum, tsv, or any other method or chain by its name")
+    ] = "ties"
+    density: Annotated[Density, Doc("fraction of coordinates each expert keeps, for ties and others")] = 0.2
     scope: Annotated[Literal["model", "tensor"], Doc("what the kept fraction is counted over")] = "model"
     coordinates: Annotated[Literal["scaled", "whitened"], Doc("merge Σ Vᵢ, or Vᵢ without singular values")] = "scaled"
     cutoff: Annotated[NonNegative, Doc("singular values up to this are dropped")] = 1e-5
@@ -54,6 +57,17 @@ class Knots(SpectralCombiner):
     def rounds(self) -> int:
         """Two counting rounds for the thresholds over the model."""
         return ROUNDS if self.inner == "ties" and self.scope == "model" and self.density < 1 else 0
+
+    @property
+    def random(self) -> bool:
+        """Whether the method inside is."""
+        return self.inner not in OWN and is_random(self.inner, self.density)
+
+    def check(self, weights: tuple[float, ...]) -> None:
+        """The method inside must merge task vectors."""
+        del weights
+        if self.inner not in OWN:
+            check_inner(self.name, self.inner, self.density)
 
     @property
     def survey_scope(self) -> Scope:
@@ -101,13 +115,13 @@ class Knots(SpectralCombiner):
         if group.low_rank is not None:
             return self.update_low_rank(group).dense()
         tied, cores = self._tied(group)
-        merged = merge_cores(self._trimmed(group, cores), self.inner)
+        merged = merge_cores(self._trimmed(group, cores), self.inner, group, self.density)
         return tied.expand(merged if self.coordinates == "scaled" else merged.mul_(tied.values[:, None]))
 
     def update_low_rank(self, group: Group) -> LowRank:
         """The same for adapters, not changed back."""
         basis, cores = self._low_rank(group)
-        return LowRank(basis, merge_cores(self._trimmed(group, cores), self.inner))
+        return LowRank(basis, merge_cores(self._trimmed(group, cores), self.inner, group, self.density))
 
     def _trimmed(self, group: Group, cores: Stream) -> Stream:
         if self.rounds:
