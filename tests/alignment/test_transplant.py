@@ -125,6 +125,20 @@ def test_known_rows_stay_and_new_ones_follow_the_donor(by: str, tmp_path: Path) 
     assert not plait.reproduce(tmp_path / "out").differing
 
 
+def test_by_subword_a_new_token_is_the_mean_of_its_pieces(tmp_path: Path) -> None:
+    pytest.importorskip("tokenizers")
+    model = speaker(tmp_path / "model", 0, TOKENS, words())
+    theirs = {"<s>": 0, "</s>": 1, "<unk>": 2, "w7": 3, "w10 w20 w30": 4, "w5": 5, "zzz": 6}
+    speaker(tmp_path / "donor", 1, 16, theirs)
+    plait.merge(recipe(tmp_path, by="subword"), tmp_path / "out")
+    out = read(tmp_path / "out")
+    for table in (EMBED, HEAD):
+        assert out[table].shape == (7, 32)
+        assert torch.equal(out[table][[0, 1, 2, 3, 5]], model[table][[0, 1, 2, 7, 5]])
+        torch.testing.assert_close(out[table][4], model[table][[10, 20, 30]].mean(0))
+        assert torch.equal(out[table][6], model[table][2])  # a word it has not, read as <unk>
+
+
 def test_ones_own_tokenizer_changes_nothing(tmp_path: Path) -> None:
     model = speaker(tmp_path / "model", 0, TOKENS, words())
     content = {**recipe(tmp_path), "tokenizer": {"transplant": str(tmp_path / "model")}}

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal, TypeAlias
 
 import torch
 from torch import Tensor
 
+from plait.alignment._pieces import pieces_of
 from plait.alignment._tokenizer import Tokenizer
 from plait.alignment._vocabulary import with_tables
 from plait.alignment._words import meanings
@@ -19,8 +20,8 @@ from plait.tensors.pursuit import between_neighbours, matching_pursuit
 
 __all__ = ["WAYS", "TransplantedTable", "Way", "transplant"]
 
-Way: TypeAlias = Literal["omp", "nearest", "mean", "zero"]
-WAYS: tuple[Way, ...] = ("omp", "nearest", "mean", "zero")
+Way: TypeAlias = Literal["omp", "nearest", "subword", "mean", "zero"]
+WAYS: tuple[Way, ...] = ("omp", "nearest", "subword", "mean", "zero")
 
 #: new tokens that are computed at once; fixed, so that the result does not depend on what is asked for
 _BATCH = 256
@@ -30,7 +31,8 @@ class TransplantedTable(LazyTensor):
     """A model's table with the rows of a donor's tokens.
 
     A token that both know has the model's row. Another is approximated in the donor's table by tokens that both know,
-    and the same sum of the model's rows is its row: t ≈ Σ cᵢ·donor[sᵢ] gives Σ cᵢ·model[sᵢ].
+    and the same sum of the model's rows is its row: t ≈ Σ cᵢ·donor[sᵢ] gives Σ cᵢ·model[sᵢ]. By `subword`, its row is
+    the mean of those of the pieces that the model's own tokenizer makes of its text; the donor's table is not read.
 
     Args:
         table: the model's.
@@ -40,6 +42,7 @@ class TransplantedTable(LazyTensor):
         way: how new tokens are approximated.
         k: by how many known tokens.
         tokens: rows of the donor that are tokens.
+        pieces: row of the donor → the model's tokens for its text, for `subword`.
     """
 
     def __init__(
@@ -51,6 +54,7 @@ class TransplantedTable(LazyTensor):
         way: Way,
         k: int,
         tokens: frozenset[int],
+        pieces: Callable[[int], list[int]] | None = None,
     ) -> None:
         super().__init__(table.name, (rows, table.shape[1]), table.dtype, table.source)
         self._table, self._donor = table, donor
@@ -59,6 +63,7 @@ class TransplantedTable(LazyTensor):
         self._new = [row for row in range(rows) if row not in self._known]
         self._place = {row: i for i, row in enumerate(self._new)}
         self._tokens = tokens
+        self._pieces = pieces
         self._lock = threading.Lock()
         self._pair: tuple[Tensor, Tensor] | None = None
         self._batches: dict[int, Tensor] = {}
@@ -107,6 +112,8 @@ class TransplantedTable(LazyTensor):
         out = torch.zeros(len(rows), self.shape[1])
         if self._way == "zero":
             return out.to(self.dtype)
+        if self._pieces is not None:
+            return self._of_pieces(rows, self._pieces, out).to(self.dtype)
         if self._pair is None:
             self._pair = (
                 self._rows_of(self._donor, list(self._known)),
@@ -121,6 +128,19 @@ class TransplantedTable(LazyTensor):
             picks, shares = solve(targets, atoms, min(self._k, len(atoms)))
             out[real] = torch.einsum("bk,bkd->bd", shares, ours[picks])
         return out.to(self.dtype)
+
+    def _of_pieces(self, rows: list[int], pieces: Callable[[int], list[int]], out: Tensor) -> Tensor:
+        """Means of the rows of each token's pieces; of all known tokens for what has none."""
+        rest: list[int] = []
+        for i, row in enumerate(rows):
+            found = [n for n in pieces(row) if n < self._table.shape[0]] if row in self._tokens else []
+            if found:
+                out[i] = self._rows_of(self._table, found).mean(0)
+            else:
+                rest.append(i)
+        if rest:
+            out[rest] = self._rows_of(self._table, list(self._known.values())).mean(0)
+        return out
 
 
 def transplant(
@@ -145,6 +165,7 @@ def transplant(
         raise IncompatibleModelsError(f"{which.label} has no table of token embeddings that plait knows by its name.")
     roles = roles_of(checkpoint.tensors)
     tables: dict[str, LazyTensor] = {}
+    pieces = pieces_of(own, theirs) if way == "subword" else None
     shared = 0
     for name in names:
         table = checkpoint.tensors[name]
@@ -160,7 +181,7 @@ def transplant(
                 f"tokenizer: {checkpoint.label} and {donor.label} have no token in common; nothing can be transplanted."
             )
         shared = len(known)
-        tables[name] = TransplantedTable(table, source, known, rows, way, k, frozenset(theirs.ids.values()))
+        tables[name] = TransplantedTable(table, source, known, rows, way, k, frozenset(theirs.ids.values()), pieces)
     return with_tables(checkpoint, tables, rows), shared
 
 

@@ -17,7 +17,9 @@ def register(app: typer.Typer) -> None:
         model: Annotated[str, typer.Argument(help="The model that gets a tokenizer.")],
         donor: Annotated[str, typer.Argument(help="The model whose tokenizer it gets.")],
         output: Annotated[str, typer.Option("--output", "-o", help="The folder to make, or a URL.")],
-        by: Annotated[str, typer.Option(help="How rows of new tokens are made: omp, nearest, mean, zero.")] = "omp",
+        by: Annotated[
+            str, typer.Option(help="How rows of new tokens are made: omp, nearest, subword, mean, zero.")
+        ] = "omp",
         k: Annotated[int, typer.Option("-k", help="By how many known tokens a new one is written.")] = 64,
         pad: Annotated[int | None, typer.Option(help="Round the number of rows up to a multiple of this.")] = None,
         memory: Annotated[str, typer.Option(help="Bound on tensor bytes in flight.")] = "4GiB",

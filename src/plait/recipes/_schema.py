@@ -155,7 +155,7 @@ class Vocabulary(_Strict):
     fill_from: str | None = Field(None, description="whose row stands in for a token that a model lacks, if it has it")
     pad_to_multiple_of: int | None = Field(None, ge=1, description="round the number of rows up")
     transplant: str | None = Field(None, description="a model whose tokenizer every model gets, its rows made anew")
-    by: Literal["omp", "nearest", "mean", "zero"] = Field(
+    by: Literal["omp", "nearest", "subword", "mean", "zero"] = Field(
         "omp", description="how a transplant makes rows of new tokens"
     )
     k: int = Field(64, ge=1, description="by how many known tokens a transplant writes a new one")
