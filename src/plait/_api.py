@@ -81,7 +81,7 @@ def merge(
     threads: int | None = None,
     device: str = "cpu",
     overwrite: bool = False,
-    block: int = 1 << 18,
+    block: int | None = None,
     factors: str | Path | None = None,
     compile: Literal["auto", "always", "never"] = "auto",
     progress: Progress | None = None,
@@ -101,7 +101,7 @@ def merge(
         threads: worker threads; all cores by default. With Ray, the CPUs of each task.
         device: "cpu", "cuda" or "cuda:N".
         overwrite: replace an existing model folder, once the new one is complete.
-        block: elements per block of elementwise methods.
+        block: elements per block of elementwise methods; chosen by the device by default.
         factors: a folder in which the factorisations of spectral methods are kept, by the content of their matrices,
             for later runs and sweeps; it grows to about twice the size of the deltas in float32.
         compile: whether elementwise methods run as loops made by the system's C compiler, with the same bits: "auto"
@@ -149,7 +149,7 @@ def merge_state_dicts(
     memory: str | int = "1GiB",
     threads: int | None = None,
     device: str = "cpu",
-    block: int = 1 << 18,
+    block: int | None = None,
     compile: Literal["auto", "always", "never"] = "auto",
     recipe: Mapping[str, Any] | None = None,
     replay: Callable[[str, str], Tensor] | None = None,
@@ -167,7 +167,7 @@ def merge_state_dicts(
         memory: bound on bytes of temporaries.
         threads: worker threads; all cores by default.
         device: where to compute.
-        block: elements per block of elementwise methods.
+        block: elements per block of elementwise methods; chosen by the device by default.
         compile: as in `merge`.
         recipe: further keys of a recipe (`copy`, `drop`, `allow_nonfinite`, …).
         replay: called with (tensor, expert) for the uniform numbers of a random method, to repeat another program's.

@@ -6,7 +6,7 @@ from plait.engine._execute import Result, execute, execute_in_memory
 from plait.engine._executors import ThreadWorkers
 from plait.engine._experts import references
 from plait.engine._hashes import digest_of, model_hash
-from plait.engine._options import BLOCK, Options, Progress, Silent, default_threads
+from plait.engine._options import Options, Progress, Silent, default_threads
 from plait.engine._output import GrowingOutput
 from plait.engine._plan import Job, Plan
 from plait.engine._run import Run
@@ -14,7 +14,6 @@ from plait.engine._scheduler import bundles, check_memory, each, pool, resident_
 from plait.engine._targets import check_output, room_at
 
 __all__ = [
-    "BLOCK",
     "FactoredJob",
     "GrowingOutput",
     "Job",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from plait.engine._device import Landing, at_home, named_memory
 from plait.engine._experts import low_rank_of
 from plait.engine._finite import check_finite, check_result
 from plait.engine._fusion import Fusion
@@ -56,7 +57,8 @@ class Evaluator:
         self.keep = keep
         self.facts: dict[int, list[Any]] = {}
         self.fusion = Fusion(plan) if fused and self.device.type == "cpu" and replay is None else None
-        self._reader = Reader(hashes, self.device, not plan.recipe.allow_nonfinite, hold)
+        self._strict = not plan.recipe.allow_nonfinite
+        self._reader = Reader(hashes, self.device, self._strict, hold)
         self.loops = Loops(self.fusion, self._reader, self._group) if self.fusion is not None else None
         self._tensor_facts: OrderedDict[str, dict[int, list[Any]]] = OrderedDict()
         self._lock = threading.Lock()
@@ -159,9 +161,21 @@ class Evaluator:
     def _in_blocks(self, job: Job, step: int, facts: dict[int, list[Any]], ranges: Sequence[tuple[int, int]]) -> Any:
         total: Any = None
         for start, stop in ranges:
-            part = self.surveyed(job, self._group(job, start, stop), facts, step)
+            part = self._part(job, step, facts, start, stop)
             total = part if total is None else total + part
         return total
+
+    def _part(self, job: Job, step: int, facts: dict[int, list[Any]], start: int, stop: int) -> Any:
+        """What one block contributes to a survey, in the processor's memory."""
+        transfers = self._reader.transfers
+        if transfers is None:
+            return self.surveyed(job, self._group(job, start, stop), facts, step)
+        lane = transfers.lane
+        with lane.work(), named_memory(job, self.device):
+            part = at_home(self.surveyed(job, self._group(job, start, stop), facts, step))
+            if not lane.sound():
+                self._reader.complain(job, start, stop)
+        return part
 
     def surveyed(self, job: Job, group: Group, facts: dict[int, list[Any]], step: int) -> Any:
         """What one group contributes to the present round of a step's survey."""
@@ -172,7 +186,7 @@ class Evaluator:
 
     def kernel(self, job: Job, step: int | None, facts: dict[int, list[Any]]) -> Bound | None:
         """The compiled loop of a job's merge, or of its survey at a step."""
-        if self.fusion is None or self.plan.recipe.allow_nonfinite or job.deltas:
+        if self.fusion is None or not self._strict or job.deltas:
             return None
 
         def run(job: Job, group: Group) -> Any:
@@ -256,7 +270,9 @@ class Evaluator:
         """
         if job.copies:
             return lambda start, stop: self._copied(job, start, stop)
-        facts = self._tensor_level(job, len(job.methods)) | self.facts
+        facts = self._known(job)
+        if self._reader.transfers is not None:
+            return lambda start, stop: self._landed(job, facts, self._launched(job, facts, start, stop))
         bound, loops = self.kernel(job, None, facts), self.loops
         if bound is None or loops is None:
             return lambda start, stop: self._eager(job, facts, start, stop)
@@ -270,25 +286,69 @@ class Evaluator:
 
         return compute
 
+    def _known(self, job: Job) -> dict[int, list[Any]]:
+        return self._tensor_level(job, len(job.methods)) | self.facts
+
+    def results(self, job: Job, ranges: Iterable[tuple[int, int]]) -> Iterator[tuple[int, Tensor]]:
+        """Compute blocks in order; yield the beginning of each and its flat result, as `computing` returns it.
+
+        On a device the next block is read and sent before this one's result is waited for.
+        """
+        if self._reader.transfers is None or job.copies:
+            compute = self.computing(job)
+            for start, stop in ranges:
+                yield start, compute(start, stop)
+            return
+        facts, before = self._known(job), None
+        for start, stop in ranges:
+            launched = self._launched(job, facts, start, stop)
+            if before is not None:
+                yield before.start, self._landed(job, facts, before)
+            before = launched
+        if before is not None:
+            yield before.start, self._landed(job, facts, before)
+
     def block(self, job: Job, start: int, stop: int) -> Tensor:
         """Return the flat result of one block."""
         return self.computing(job)(start, stop)
 
-    def _eager(self, job: Job, facts: dict[int, list[Any]], start: int, stop: int) -> Tensor:
-        last = len(job.methods)
-        merged = self._run(job, self._group(job, start, stop), facts, last).merged
+    def _merged(self, job: Job, facts: dict[int, list[Any]], start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """The flat result of one block, and what it was before it was rounded."""
+        merged = self._run(job, self._group(job, start, stop), facts, len(job.methods)).merged
         assert merged is not None
-        result = merged.reshape(-1).to(job.entry.dtype)
-        if result.device.type != "cpu":
-            result = result.cpu()
-        if result.numel() and not self.plan.recipe.allow_nonfinite:
+        return merged.reshape(-1).to(job.entry.dtype), merged
+
+    def _eager(self, job: Job, facts: dict[int, list[Any]], start: int, stop: int) -> Tensor:
+        result, merged = self._merged(job, facts, start, stop)
+        if result.numel() and self._strict:
             check_result(result, merged, job)
+        return result
+
+    def _launched(self, job: Job, facts: dict[int, list[Any]], start: int, stop: int) -> Landing:
+        """Begin to compute one block on the device."""
+        assert self._reader.transfers is not None
+        lane = self._reader.transfers.lane
+        with lane.work(), named_memory(job, self.device):
+            result, _ = self._merged(job, facts, start, stop)
+            if self._strict:
+                lane.expect(result)
+            return lane.land(start, result)
+
+    def _landed(self, job: Job, facts: dict[int, list[Any]], landing: Landing) -> Tensor:
+        """Wait for a block; if something in it was not finite, find out what."""
+        result, sound = landing.wait()
+        if not sound:
+            assert self._reader.transfers is not None
+            stop = landing.start + result.numel()
+            self._reader.complain(job, landing.start, stop)
+            with self._reader.transfers.lane.work():
+                check_result(*self._merged(job, facts, landing.start, stop), job)
         return result
 
     def _copied(self, job: Job, start: int, stop: int) -> Tensor:
         source = job.experts[0]
         raw = self._reader.raw(source, start, stop)
-        strict = raw.dtype.is_floating_point and raw.numel() and not self.plan.recipe.allow_nonfinite
+        strict = raw.dtype.is_floating_point and raw.numel() and self._strict
         if strict:
             check_finite(raw, source, start)
         result = raw.to(job.entry.dtype)

@@ -22,7 +22,15 @@ from plait.engine._scheduler import Bundle, bundles, each, pool
 from plait.engine._targets import check_output, open_output
 from plait.engine._timings import Timings
 from plait.engine._workers import Finished
-from plait.errors import ClusterError, DiskSpaceError, OutputError, PlaitError, ReadError, UnreachableError
+from plait.errors import (
+    ClusterError,
+    DiskSpaceError,
+    MemoryBudgetError,
+    OutputError,
+    PlaitError,
+    ReadError,
+    UnreachableError,
+)
 
 __all__ = ["Result", "execute", "execute_in_memory"]
 
@@ -115,7 +123,7 @@ def execute(
         check_unchanged(plan)
         with timings.phase("finish"):
             output.finish(files)
-    except (ClusterError, DiskSpaceError, OutputError, ReadError, UnreachableError):
+    except (ClusterError, DiskSpaceError, MemoryBudgetError, OutputError, ReadError, UnreachableError):
         output.abandon(keep=True)
         raise
     except PlaitError:

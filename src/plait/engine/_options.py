@@ -8,15 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-import torch
 from torch import Tensor
 
+from plait.engine._device import check_device, free_memory
 from plait.errors import RecipeError
 
-__all__ = ["BLOCK", "Options", "Progress", "Silent", "default_threads"]
+__all__ = ["Options", "Progress", "Silent", "default_threads"]
 
-#: default elements per block: small enough for caches, large enough to hide Python
-BLOCK = 1 << 18
+#: default elements per block: small enough for caches, large enough to hide Python …
+_BLOCK = 1 << 18
+#: … and elsewhere, where a copy takes its time to begin
+_BLOCK_ELSEWHERE = 1 << 22
 
 
 class Progress(Protocol):
@@ -57,10 +59,11 @@ class Options:
     """How a plan is run; none of it changes a bit of the result.
 
     Attributes:
-        memory: bytes of tensors in flight.
+        memory: bytes of tensors in flight, on the processor or on the device.
         threads: worker threads.
         device: where the arithmetic is done.
-        block: elements per block of elementwise methods, a multiple of 65,536.
+        block: elements per block of elementwise methods, a multiple of 65,536; by default 262,144 on the processor and
+            sixteen times as many elsewhere.
         overwrite: replace an existing output.
         factors: a folder in which factorisations are kept for later runs.
         compile: whether elementwise methods run as compiled loops: `auto` for large models, `always`, `never`.
@@ -72,7 +75,7 @@ class Options:
     memory: int = 1 << 30
     threads: int = field(default_factory=default_threads)
     device: str = "cpu"
-    block: int = BLOCK
+    block: int | None = None
     overwrite: bool = False
     factors: Path | None = None
     compile: Literal["auto", "always", "never"] = "auto"
@@ -85,11 +88,19 @@ class Options:
             raise RecipeError(f"threads is {self.threads}; it must be at least 1.")
         if self.compile not in ("auto", "always", "never"):
             raise RecipeError(f"compile is {self.compile!r}; use auto, always or never.")
-        if self.block < 1 << 16 or self.block % (1 << 16):
+        if self.block is not None and (self.block < 1 << 16 or self.block % (1 << 16)):
             raise RecipeError(f"block is {self.block}; it must be a positive multiple of 65536.")
-        try:
-            kind = torch.device(self.device).type
-        except RuntimeError:
-            raise RecipeError(f"unknown device {self.device!r}; use cpu, cuda or cuda:N.") from None
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise RecipeError("--device cuda: this PyTorch sees no GPU; leave the option out, or install a CUDA build.")
+        check_device(self.device)
+
+    @property
+    def preferred_block(self) -> int:
+        """Elements per block, before the memory budget has its say."""
+        if self.block is not None:
+            return self.block
+        return _BLOCK if self.device == "cpu" else _BLOCK_ELSEWHERE
+
+    @property
+    def budget(self) -> int:
+        """Bytes that tensors may take: `memory`, or what is free on the device if that is less."""
+        free = free_memory(self.device)
+        return self.memory if free is None else min(self.memory, free)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from plait.checkpoints import LazyTensor
 from plait.engine._buffers import Buffer, Held, Scratch
+from plait.engine._device import Transfers
 from plait.engine._finite import check_finite
 from plait.engine._fusion import read_as
 from plait.engine._hashes import InputHashes, bytes_of
@@ -18,8 +19,8 @@ from plait.engine._scheduler import holdable, input_bytes
 
 __all__ = ["Reader"]
 
-#: elements that are read at a time into a tensor that is seen whole
-_PIECE = 1 << 20
+#: elements that are read at a time into a tensor that is seen whole, here and on a device
+_PIECE, _PIECE_ELSEWHERE = 1 << 20, 1 << 22
 
 
 class Reader:
@@ -28,12 +29,14 @@ class Reader:
     Attributes:
         hashes: where the bytes that are read are noted; None for nowhere.
         device: where tensors are wanted.
+        transfers: the way there; None on the processor.
         scratch: the buffers of each thread.
     """
 
     def __init__(self, hashes: InputHashes | None, device: torch.device, strict: bool, hold: int) -> None:
         self.hashes = hashes
         self.device = device
+        self.transfers = Transfers(device) if device.type != "cpu" else None
         self.scratch = Scratch()
         self._strict = strict
         self._hold = hold
@@ -43,8 +46,13 @@ class Reader:
     # --- for torch ---------------------------------------------------------------------------------------------
 
     def load(self, slot: int, tensor: LazyTensor, start: int, stop: int, compute: torch.dtype) -> Tensor:
-        """Read one block, converted, into a buffer of the slot."""
+        """Read one block, converted, into a buffer of the slot, or onto the device."""
         count = stop - start
+        if self.transfers is not None:
+            values = self._sent(slot, tensor, start, stop).to(compute)
+            if self._strict:
+                self.transfers.lane.expect(values)
+            return values
         raw = tensor.read(start, stop, self.scratch.take("raw", count * tensor.dtype.itemsize, torch.uint8))
         if self.hashes is not None:
             self.hashes.update(tensor, start, count, bytes_of(raw))
@@ -52,7 +60,16 @@ class Reader:
         values.copy_(raw)
         if self._strict and count:
             check_finite(values, tensor, start)
-        return values.to(self.device) if self.device.type != "cpu" else values
+        return values
+
+    def _sent(self, key: int | str, tensor: LazyTensor, start: int, stop: int) -> Tensor:
+        """Read elements as they are stored, and begin to copy them to the device."""
+        assert self.transfers is not None
+        slot = self.transfers.lane.slot(key)
+        raw = tensor.read(start, stop, slot.room((stop - start) * tensor.dtype.itemsize))
+        if self.hashes is not None:
+            self.hashes.update(tensor, start, stop - start, bytes_of(raw))
+        return slot.send(raw)
 
     def raw(self, tensor: LazyTensor, start: int, stop: int) -> Tensor:
         """Read one block as it is stored."""
@@ -64,9 +81,24 @@ class Reader:
     def whole(self, tensor: LazyTensor, job: Job) -> Tensor:
         """Read a whole tensor piece by piece into fresh memory, so that no second copy of it lies beside."""
         values = torch.empty(tensor.numel, dtype=job.compute, device=self.device)
+        if self.transfers is not None:
+            for start in range(0, tensor.numel, _PIECE_ELSEWHERE):
+                stop = min(start + _PIECE_ELSEWHERE, tensor.numel)
+                values[start:stop].copy_(self._sent("piece", tensor, start, stop))
+            return values.view(job.entry.shape)
         for start, raw in self._pieces(tensor):
             values[start : start + raw.numel()].copy_(raw)
         return values.view(job.entry.shape)
+
+    def complain(self, job: Job, start: int, stop: int) -> None:
+        """Read a block of every input again.
+
+        Raises:
+            NonFiniteError: naming the first input of the job that is not finite there; if there is one.
+        """
+        for tensor in job.sources:
+            if tensor.dtype.is_floating_point:
+                check_finite(tensor.read(start, stop), tensor, start)
 
     def inspect(self, job: Job) -> None:
         """Hash and check inputs that will be read several times: once, and before minutes are spent on the first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import xxhash
@@ -36,9 +37,9 @@ class Run:
     def __init__(self, plan: Plan, options: Options, progress: Progress) -> None:
         options.check()
         self.plan = plan
-        self.options = options
-        self.progress = progress
         self.block = check_memory(plan, options)
+        self.options = options = replace(options, memory=options.budget)
+        self.progress = progress
         self.hashes = InputHashes()
         self.stop = threading.Event()
         self.plans = list(_innermost_first(plan))
@@ -117,21 +118,24 @@ class Run:
     def merge(self, job: Job, write: Callable[[int, Tensor], None]) -> str:
         """Compute one job block by block; return the hash of what was written."""
         state = xxhash.xxh3_128()
+        stride = sum(source.dtype.itemsize for source in job.sources)
+        for start, values in self.main.results(job, self._upcoming(job)):
+            state.update(bytes_of(values))
+            write(start, values)
+            self.progress.advance(stride * values.numel())
+        self.main.forget(job)
+        return state.hexdigest()
+
+    def _upcoming(self, job: Job) -> Iterator[tuple[int, int]]:
+        """The blocks of a job, in order; the system is told of some more as each is taken."""
         ranges = self.main.ranges(job)
-        sources = job.sources
-        compute = self.main.computing(job)
         for index, (start, stop) in enumerate(ranges):
             if self.stop.is_set():
                 raise _StoppedError
             if index % _AHEAD == 0 and index + 1 < len(ranges):
-                for source in sources:
+                for source in job.sources:
                     source.prefetch(stop, ranges[min(index + _AHEAD, len(ranges) - 1)][1])
-            values = compute(start, stop)
-            state.update(bytes_of(values))
-            write(start, values)
-            self.progress.advance(sum(s.dtype.itemsize for s in sources) * (stop - start))
-        self.main.forget(job)
-        return state.hexdigest()
+            yield start, stop
 
     def leaves(self, job: Job) -> list[LazyTensor]:
         """The tensors on disk that a job's result depends on."""

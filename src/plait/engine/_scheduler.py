@@ -61,14 +61,22 @@ def check_memory(plan: Plan, options: Options) -> int:
     Raises:
         MemoryBudgetError: if a tensor that must be seen whole does not fit.
     """
-    block = plan.block_for(options.memory, options.threads, options.block)
+    budget = options.budget
+    block = plan.block_for(budget, options.threads, options.preferred_block)
     largest = max(plan.jobs, key=lambda job: job.memory(block))
     need = largest.memory(block)
-    if need > options.memory:
-        raise MemoryBudgetError(
+    if need > budget:
+        what = (
             f"{largest.methods[-1].name if largest.methods else 'copying'} must hold tensor {largest.name!r} "
-            f"{list(largest.entry.shape)} of all models at once: {need / 2**20:,.0f} MiB, but the budget is "
-            f"{options.memory / 2**20:,.0f} MiB. Pass --memory {-(-need // 2**20)}MiB or more."
+            f"{list(largest.entry.shape)} of all models at once: {need / 2**20:,.0f} MiB, but "
+        )
+        if need <= options.memory:
+            raise MemoryBudgetError(
+                f"{what}{options.device} has room for {budget / 2**20:,.0f} MiB now. Close what else uses it, or "
+                "compute with --device cpu."
+            )
+        raise MemoryBudgetError(
+            f"{what}the budget is {options.memory / 2**20:,.0f} MiB. Pass --memory {-(-need // 2**20)}MiB or more."
         )
     return block
 

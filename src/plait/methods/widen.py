@@ -145,7 +145,7 @@ class Tokens:
 def _add(base: Tensor, deltas: Sequence[Tensor], shares: Sequence[Tensor] | Tensor) -> Tensor:
     total = base.clone()
     for delta, share in zip(deltas, shares, strict=True):
-        total.addcmul_(delta, share.to(base.dtype))
+        total.addcmul_(delta, share.to(base))
     return total
 
 
