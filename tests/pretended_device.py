@@ -1,8 +1,8 @@
 """A device that is not there: tensors that say they are elsewhere, hold real numbers, and refuse what a GPU refuses.
 
-Once this module is imported, `device="pretended"` makes such tensors. Their arithmetic is the processor's, so that results
-can be compared to the bit; mixing them with tensors of the processor, or looking at their memory, is an error as it is
-on a GPU. It says nothing about what runs at the same time, or how fast.
+Once this module is imported, `device="pretended"` makes such tensors. Their arithmetic is the processor's, so that
+results can be compared to the bit; mixing them with tensors of the processor, or looking at their memory, is an error
+as it is on a GPU. It says nothing about what runs at the same time, or how fast.
 """
 
 from __future__ import annotations
