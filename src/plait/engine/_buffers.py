@@ -49,6 +49,7 @@ class Scratch(threading.local):
         self.raw: dict[int | str, Buffer] = {}
         self.arena: Buffer | None = None
         self.held: Held | None = None
+        self.noting = True  # whether what is read goes into the inputs' hashes
 
     def take(self, key: Any, numel: int, dtype: torch.dtype) -> Tensor:
         """Return a buffer of at least that size, cut to it."""

@@ -37,7 +37,7 @@ class Evaluator(Surveys):
         def compute(start: int, stop: int) -> Tensor:
             result: Tensor | None = None
             if loop.kernel.proven is not False:
-                result = loops.merged(loop, keys, job, start, stop, lambda: self._eager(job, facts, start, stop))
+                result = loops.merged(loop, keys, job, start, stop, lambda i, j: self._eager(job, facts, i, j))
             return self._eager(job, facts, start, stop) if result is None else result
 
         return compute

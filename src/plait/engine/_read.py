@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -54,7 +55,7 @@ class Reader:
                 self.transfers.lane.expect(values)
             return values
         raw = tensor.read(start, stop, self.scratch.take("raw", count * tensor.dtype.itemsize, torch.uint8))
-        if self.hashes is not None:
+        if self.hashes is not None and self.scratch.noting:
             self.hashes.update(tensor, start, count, bytes_of(raw))
         values = self.scratch.take(slot, count, compute)
         values.copy_(raw)
@@ -118,6 +119,15 @@ class Reader:
         for start in range(0, tensor.numel, _PIECE):
             scratch = self.scratch.take("raw", _PIECE * tensor.dtype.itemsize, torch.uint8)
             yield start, tensor.read(start, min(start + _PIECE, tensor.numel), scratch)
+
+    @contextmanager
+    def aside(self) -> Generator[None]:
+        """Read without taking notes: something that is read in order as well."""
+        self.scratch.noting = False
+        try:
+            yield
+        finally:
+            self.scratch.noting = True
 
     # --- for compiled loops ------------------------------------------------------------------------------------
 

@@ -151,12 +151,9 @@ class _Rounds:
 
 
 def _added(tally: Tally) -> Each:
-    """What all threads have counted; their memory is free again."""
-    parts = []
-    for _, totals in tally.parts():
-        parts.append(Each(tuple(totals.results())))
-        totals.release()
-    return reduce(operator.add, parts)
+    """What all threads have counted; sink by sink, so that little of it is there twice."""
+    every = [totals for _, totals in tally.parts()]
+    return Each(tuple(reduce(operator.add, (totals.taken(i) for totals in every)) for i in range(len(every[0].sinks))))
 
 
 def two_rounds(

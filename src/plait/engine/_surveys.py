@@ -198,11 +198,10 @@ class Surveys:
         return None if bound is None or bound.kernel.proven is False else bound
 
     def proven(self, bound: Bound, job: Job, step: int, facts: dict[int, list[Any]] | None = None) -> bool:
-        """Compare a survey's loop with torch on the first block, once."""
+        """Compare a survey's loop with torch on the first elements, once."""
         assert self.loops is not None
         known = self.facts_before(job, step) if facts is None and bound.kernel.proven is None else facts or {}
-        first = self.ranges(job)[:1]
-        return self.loops.proven(bound, job, first, lambda: self._in_blocks(job, step, known, first))
+        return self.loops.proven(bound, job, lambda start, stop: self._part(job, step, known, start, stop))
 
     def facts_before(self, job: Job, step: int) -> dict[int, list[Any]]:
         """Facts that a step's survey may rely on: the model's, and the tensor's own of the steps before it."""

@@ -46,6 +46,12 @@ _HEAD = """\
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
+/* before a loop that writes to none of the arrays it reads: with many of them a compiler would not look */
+#if defined(__clang__)
+#define APART _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define APART _Pragma("GCC ivdep")
+#endif
 #define TILE %(tile)d
 #define LANES %(lanes)d
 static inline float as_float(uint32_t u) { float f; memcpy(&f, &u, 4); return f; }

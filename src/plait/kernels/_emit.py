@@ -76,7 +76,7 @@ def _flat(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | N
     lines += [f"        uint32_t k{number} = 0;" for number, _ in counts]
     for place in range(len(graph.draws)):
         lines.append(f"        float u{place}[TILE + 8]; uniform(u{place}, m, offset + base, keys + 2 * {place});")
-    lines.append("        for (int64_t i = 0; i < m; i++) {")
+    lines.append("        APART for (int64_t i = 0; i < m; i++) {")
     for slot, dtype in enumerate(inputs):
         lines += load(slot, dtype)
     for index, node in enumerate(graph.nodes):
@@ -134,11 +134,10 @@ def _in_rows(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype 
         lines.append(f"        uniform(u{place}_, row + lead{place}, from{place}, keys + 2 * {place});")
         lines.append(f"        const float *restrict u{place} = u{place}_ + lead{place};")
     last = max((level[i] for i, alive in enumerate(live) if alive), default=0)
-    for stage in range(last + 1):
-        lines += [
-            *_narrow(graph, stage),
-            *_look(graph, inputs, output if stage == last else None, stage, stage == last),
-        ]
+    unchecked = set(range(len(inputs)))
+    for stage in range(last):
+        lines += [*_narrow(graph, stage), *_look(graph, inputs, stage, unchecked)]
+    lines += [*_narrow(graph, last), *_finish(graph, inputs, output, unchecked)]
     lines.append("    }")
     if kept:
         lines.append("    for (int64_t base = 0; base < n; base += TILE) {")
@@ -148,30 +147,42 @@ def _in_rows(graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype 
     return [*lines, *_closing(graph, output)]
 
 
-def _look(
-    graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | None, stage: int, last: bool
-) -> list[str]:
-    """One loop over a row: it writes down what is looked at next, and in the end the result."""
+def _look(graph: Graph, inputs: tuple[torch.dtype, ...], stage: int, unchecked: set[int]) -> list[str]:
+    """Write down what is looked at next, and look: one row after the other, each while the nearest cache holds it."""
     live, level = graph.live(), levels(graph)
-    looks = {
-        (looked_at(node), node.args[0])
-        for i, node in enumerate(graph.nodes)
-        if live[i] and level[i] == stage + 1 and (node.op in ROW_NUMBERS or node.op == "row_places")
-    }
-    kept = _kept(graph) if last else []
-    counts = [(n, sink.args[0]) for n, sink in enumerate(graph.sinks) if last and sink.kind == "count"]
+    looking: dict[tuple[str, int], list[int]] = {}
+    for i, node in enumerate(graph.nodes):
+        if live[i] and level[i] == stage + 1 and (node.op in ROW_NUMBERS or node.op == "row_places"):
+            looking.setdefault((looked_at(node), node.args[0]), []).append(i)
+    lines: list[str] = []
+    for (name, value), nodes in looking.items():
+        written = f"as_bits(v{value}) & 0x7fffffffu" if name[0] == "k" else f"v{value}"
+        body = _body(graph, inputs, {value}, unchecked)
+        lines += ["        APART for (int64_t i = 0; i < row; i++) {", *body, f"{name}[i] = {written};", "        }"]
+        for i in nodes:
+            node = graph.nodes[i]
+            lines += row_values(i, node) if node.op == "row_places" else row_number(i, node)
+    return lines
+
+
+def _finish(
+    graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | None, unchecked: set[int]
+) -> list[str]:
+    """The last loop over a row: the result, and what summaries look at."""
+    kept = _kept(graph)
+    counts = [(n, sink.args[0]) for n, sink in enumerate(graph.sinks) if sink.kind == "count"]
     results = [graph.output] if output is not None and graph.output is not None else []
-    body = [text for slot, dtype in enumerate(inputs) for text in load(slot, dtype, stage == 0)]
-    body += _body(graph, {*(i for _, i in looks), *kept, *(i for _, i in counts), *results})
-    for name, i in sorted(looks):
-        body.append(f"{name}[i] = as_bits(v{i}) & 0x7fffffffu;" if name[0] == "k" else f"{name}[i] = v{i};")
+    body = _body(graph, inputs, {*kept, *(i for _, i in counts), *results}, unchecked)
+    for slot in sorted(unchecked):  # of which nothing depends
+        body += load(slot, inputs[slot])
     body += [f"all{i}[first + i] = v{i};" for i in kept] + [f"k{n} += v{i} != 0;" for n, i in counts]
     for result in results:
         assert output is not None
         body += store(f"v{result}", output)
-    lines = [f"        uint32_t k{n} = 0;" for n, _ in counts]
-    return [*lines, "        for (int64_t i = 0; i < row; i++) {", *body, "        }"] + [
-        f"        c{n} += k{n};" for n, _ in counts
+    return [
+        *(f"        uint32_t k{n} = 0;" for n, _ in counts),
+        *["        APART for (int64_t i = 0; i < row; i++) {", *body, "        }"],
+        *(f"        c{n} += k{n};" for n, _ in counts),
     ]
 
 
@@ -180,27 +191,25 @@ def _narrow(graph: Graph, stage: int) -> list[str]:
     live, kinds, level = graph.live(), graph.kinds(), levels(graph)
     lines: list[str] = []
     for i, node in enumerate(graph.nodes):
-        if not live[i] or level[i] != stage:
-            continue
-        if node.op in ROW_NUMBERS:
-            lines += row_number(i, node)
-        elif node.op == "row_places":
-            lines += row_values(i, node)
-        elif kinds[i] < FULL:
+        if live[i] and level[i] == stage and kinds[i] < FULL and node.op not in ROW_NUMBERS:
             lines.append(f"const {TYPES[node.dtype]} v{i} = {expression(graph, node)};")
     return lines
 
 
-def _body(graph: Graph, needed: set[int]) -> list[str]:
-    """Everything per element that some nodes are computed from."""
+def _body(graph: Graph, inputs: tuple[torch.dtype, ...], needed: set[int], unchecked: set[int]) -> list[str]:
+    """Everything per element that some nodes are computed from; inputs that are read for the first time are checked."""
     kinds, wanted = graph.kinds(), set(needed)
     for i in range(len(graph.nodes) - 1, -1, -1):
         node = graph.nodes[i]
         if i in wanted and kinds[i] == FULL and node.op != "row_places":
             wanted |= set(node.args)
-    lines = []
+    lines: list[str] = []
     for i in sorted(wanted):
         node = graph.nodes[i]
+        if node.op == "input":
+            slot = int(node.literal or 0)
+            lines += load(slot, inputs[slot], slot in unchecked)
+            unchecked.discard(slot)
         if kinds[i] == FULL:
             value = f"p{i}[i]" if node.op == "row_places" else expression(graph, node)
             lines.append(f"const {TYPES[node.dtype]} v{i} = {value};")

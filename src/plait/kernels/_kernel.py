@@ -137,14 +137,21 @@ class Totals:
 
     def result(self, index: int) -> Any:
         """The summary of one sink."""
-        if self._counted:
-            self._flush()
         held = self._places[index]
         if held is not None:
+            held.flush()
             bins = np.zeros(held.bins, np.int64) if held.total is None else held.total
             counts = Counts(torch.from_numpy(bins))
             return Window(held.above, counts) if self.sinks[index].kind.startswith("window") else counts
         return int(self._counts[index]) if self.sinks[index].kind == "count" else self._sums[index]
+
+    def taken(self, index: int) -> Any:
+        """The summary of one sink, whose memory others may use from then on; nothing may be added to it any more."""
+        found, held = self.result(index), self._places[index]
+        if held is not None:
+            held.release()
+            self._places[index] = None
+        return found
 
     def release(self) -> None:
         """Let others use this memory; nothing may be added any more."""

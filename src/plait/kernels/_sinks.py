@@ -10,6 +10,8 @@ __all__ = ["BINS", "LANES", "SUMS", "TABLES", "TILE", "WINDOWS", "close", "colle
 TILE = 2048
 #: lanes of a sum, see `plait.tensors.sums`
 LANES = 512
+#: values of which all pairs are summed in one loop
+_GROUP = 4
 #: copies of a large histogram, so that equal neighbours do not wait for each other
 TABLES = 4
 #: sums in float64
@@ -77,20 +79,32 @@ def collect(number: int, kind: str, args: tuple[int, ...]) -> list[str]:
     return []
 
 
+def _blocks(sinks: list[tuple[int, str, tuple[int, ...]]]) -> list[list[tuple[int, str, tuple[int, ...]]]]:
+    """Sums that are added to in one loop: those of pairs from two small groups, whose values registers can hold."""
+    nodes = sorted({i for _, _, args in sinks for i in args})
+    group = {node: place // _GROUP for place, node in enumerate(nodes)}
+    found: dict[tuple[int, ...], list[tuple[int, str, tuple[int, ...]]]] = {}
+    for sink in sinks:
+        found.setdefault(tuple(sorted({group[i] for i in sink[2]})), []).append(sink)
+    return list(found.values())
+
+
 def collect_sums(sinks: list[tuple[int, str, tuple[int, ...]]]) -> list[str]:
     """Add one tile to all sums in float64, in rows of LANES: the order that `plait.tensors.sums` keeps too."""
     if not sinks:
         return []
-    nodes = sorted({i for _, _, args in sinks for i in args})
-    rows = range(TILE // LANES)
-    lines = ["        if (m == TILE) for (int64_t i = 0; i < LANES; i++) {"]
-    for r in rows:
-        lines += [f"            const double d{node}_{r} = (double)t{node}[i + {r * LANES}];" for node in nodes]
-    for number, _, args in sinks:
-        total = f"a{number}[i]"
-        for r in rows:
-            total = f"({total} + {' * '.join(f'd{node}_{r}' for node in args)})"
-        lines.append(f"            a{number}[i] = {total};")
+    lines = ["        if (m == TILE) {"]
+    for block in _blocks(sinks):
+        lines.append("        for (int64_t i = 0; i < LANES; i++) {")
+        for r in range(TILE // LANES):
+            nodes = sorted({i for _, _, args in block for i in args})
+            lines += [f"            const double d{node}_{r} = (double)t{node}[i + {r * LANES}];" for node in nodes]
+        for number, _, args in block:
+            total = f"a{number}[i]"
+            for r in range(TILE // LANES):
+                total = f"({total} + {' * '.join(f'd{node}_{r}' for node in args)})"
+            lines.append(f"            a{number}[i] = {total};")
+        lines.append("        }")
     lines.append("        } else for (int64_t r = 0; r < m; r += LANES) {")
     lines.append("            const int64_t w = m - r < LANES ? m - r : LANES;")
     for number, _, args in sinks:
