@@ -139,6 +139,11 @@ CASES: dict[str, tuple[Callable[[Path, dict[str, Any]], Any], int, list[str]]] =
     "fp8": (_fp8, 1, ["F8_E4M3", "scales", "expert1"]),
     "gptq": (_gptq, 1, ["gptq", "dequantise"]),
     "unknown method": (_changed(method="tise"), 2, ["'tise'", "Did you mean 'ties'"]),
+    "a chain as a step": (
+        _changed(method=[{"dare_ties": {"density": 0.2}}]),
+        2,
+        ["'dare_ties' stands for a whole chain, [dare, ties]"],
+    ),
     "unknown parameter": (_changed(parameters={"densty": 0.2}), 2, ["'densty'", "Did you mean 'density'"]),
     "unknown key": (_text("method: ties\nMODELS\nparamters: {}\n"), 2, ["line 4", "'paramters'", "'parameters'"]),
     "duplicate key": (_text("method: ties\nMODELS\nmethod: linear\n"), 2, ["line 4", "'method'", "twice"]),

@@ -73,6 +73,12 @@ def find(name: str) -> type[Method]:
         UnknownMethodError: naming the closest known method.
     """
     known = methods()
+    if name in compositions():
+        steps = ", ".join(find_composition(name))
+        raise UnknownMethodError(
+            f"{name!r} stands for a whole chain, [{steps}], and takes no parameters as one step; write "
+            f"`method: {name}` with `parameters:`, or the steps themselves."
+        )
     if name not in known:
         everything = [*known, *compositions()]
         raise UnknownMethodError(
