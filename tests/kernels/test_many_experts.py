@@ -50,5 +50,5 @@ def test_every_input_is_checked(models: tuple[State, list[State]], name: str, pl
     broken = [dict(expert) for expert in experts]
     broken[place]["w"] = broken[place]["w"].clone()
     broken[place]["w"][200, 3] = float("inf")
-    with pytest.raises(NonFiniteError, match="'w'.*infinity"):
+    with pytest.raises(NonFiniteError, match=r"'w'.*infinity"):
         merge_state_dicts(METHODS[name], broken, None if name == "linear" else base, compile="always")
