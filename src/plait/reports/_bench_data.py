@@ -156,7 +156,8 @@ def _references(runs: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, 
     base: list[float] = []
     probe: list[float] = []
     for pool in used:
-        for expert, task in pool["tasks"].items():
+        firsts = {task: expert for expert, task in reversed(pool["tasks"].items())}  # a task is measured by one expert
+        for task, expert in firsts.items():
             own = pool["own"].get(task)
             if own is None:
                 continue
