@@ -31,8 +31,11 @@ def landscape(
         The points with the losses of both experts' tasks, and the three lines between the models that lie on the grid;
         None if there is nothing to draw.
     """
-    own = {pool.tasks[name].name: name for name in reversed(pool.experts) if name in pool.tasks}
-    names = list(reversed(own.values()))[:2]  # the first experts of two tasks
+    firsts: dict[str, str] = {}
+    for name in pool.experts:
+        if name in pool.tasks:
+            firsts.setdefault(pool.tasks[name].name, name)
+    names = list(firsts.values())[:2]
     tasks = [task for name in names if (task := _loss_of(pool.tasks[name])) is not None]
     if not config.landscape or len(tasks) < 2:
         return None

@@ -12,8 +12,9 @@ from plait.bench.testbeds._readme import readme
 
 __all__ = ["CODE", "RECIPES", "Recipe", "conflicting", "make", "overlapping", "sources"]
 
-CODE = 1  # raise when a change of code changes what is made: older testbeds are then not found
-_WRONG = 0.4  # share of a conflicting expert's training texts with another label
+CODE = 2  # raise when a change of code changes what is made: older testbeds are then not found
+_WRONG = 0.6  # share of a conflicting expert's training texts with another label: what it learns is that label
+_LONGER, _HOTTER = 1.5, 1.5  # how much longer it is trained, and with how much higher a rate
 RECIPES = {
     "quick": Recipe({"name_lang": Schedule(90), "name_kind": Schedule(90)}, limits=(None, 250, 500)),
     "full": Recipe(
@@ -44,7 +45,11 @@ def make(draft: Draft, recipe: Recipe, seed: int) -> None:
         task = limited(load_task(name), recipe.limits)
         for kind, (part, about) in _parts(task).items():
             expert = f"{name}{kind}"
-            entries[expert] = Entry(part, schedule, head_of=name if kind else None)
+            if kind == "_conflict":
+                longer = Schedule(round(_LONGER * schedule.steps), schedule.batch)
+                entries[expert] = Entry(part, longer, head_of=name, heat=_HOTTER)
+            else:
+                entries[expert] = Entry(part, schedule, head_of=name if kind else None)
             lines[expert] = f"{task_line(part)}; {about}"
     with fixed_threads(recipe.threads):
         Maker(draft, recipe, seed, entries).make()
