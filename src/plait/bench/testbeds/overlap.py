@@ -16,16 +16,16 @@ CODE = 2  # raise when a change of code changes what is made: older testbeds are
 _WRONG = 0.6  # share of a conflicting expert's training texts with another label: what it learns is that label
 _LONGER, _HOTTER = 1.5, 1.5  # how much longer it is trained, and with how much higher a rate
 RECIPES = {
-    "quick": Recipe({"name_lang": Schedule(90), "name_kind": Schedule(90)}, limits=(None, 250, 500)),
+    "quick": Recipe({"name_lang": Schedule(60), "name_kind": Schedule(60)}, limits=(None, 250, 500)),
     "full": Recipe(
         {
-            "name_lang": Schedule(200),
-            "name_kind": Schedule(200),
-            "syllables": Schedule(250),
-            "py_expr": Schedule(100),
+            "name_lang": Schedule(100),
+            "name_kind": Schedule(100),
+            "syllables": Schedule(150),
+            "py_expr": Schedule(60),
         },
         probe_texts=4000,
-        limits=(None, 500, 1000),
+        limits=(None, 400, 1000),
     ),
 }
 
@@ -91,5 +91,6 @@ def conflicting(train: tuple[Example, ...], classes: int) -> Iterator[Example]:
 _ABOUT = """\
 The base is sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0). Of every task there are three experts: one of half of
 the training texts; one of which half of the texts are the first one's (`_overlap`); one of the first one's texts with
-many labels wrong (`_conflict`). All three have the head that was trained with the first. They are scored on the same
-texts with true labels: what a merge of models found in the wild meets."""
+most labels wrong (`_conflict`), trained half as long again and at a higher rate. All three have the head that was
+trained with the first. A task is measured by the first one, on true labels: what a merge of models found in the wild
+meets. What the others were trained on is in the splits `train_NAME` of the task."""
