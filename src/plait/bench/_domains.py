@@ -22,7 +22,7 @@ __all__ = ["DOMAINS", "Domain", "load_domain"]
 
 _PIECE = 360  # characters of a piece, at most, unless a line is longer
 _LONGEST_LINE = 600
-_TORCH_FILES = 400
+_TORCH_FILES = 1200
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,22 @@ def _docs() -> Iterator[tuple[str, str]]:
         for path in paths:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # old escapes are not ours to report
-                tree = ast.parse(path.read_bytes())
-            kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
-            texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, kinds)]
-            yield f"{root.name}/{path.relative_to(root).as_posix()}", "\n".join(text for text in texts if text)
+                try:
+                    tree = ast.parse(path.read_bytes())
+                except SyntaxError:
+                    continue  # of a newer Python than this one
+            yield f"{root.name}/{path.relative_to(root).as_posix()}", "\n".join(_docstrings(tree))
+
+
+def _docstrings(node: ast.AST) -> Iterator[str]:
+    """The docstrings below a node, from top to bottom; expressions have none, and are most of a tree."""
+    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+        text = ast.get_docstring(node)
+        if text:
+            yield text
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt | ast.excepthandler):
+            yield from _docstrings(child)
 
 
 def _glosses() -> Iterator[tuple[str, str]]:
