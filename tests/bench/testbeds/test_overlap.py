@@ -37,7 +37,9 @@ def test_the_three_experts_of_a_task_share_its_head_and_its_test(tmp_path: Path)
     task = json.loads((folder / "tasks/syllables/task.json").read_text())
     assert task["head"] == "../../heads/syllables.safetensors"
     assert list(task["splits"]) == ["train", "validation", "test", *(f"train_{name}" for name in names[1:])]
-    training = [folder / "tasks/syllables" / task["splits"][f"train{end}"] for end in ("", *(f"_{n}" for n in names[1:]))]
+    training = [
+        folder / "tasks/syllables" / task["splits"][f"train{end}"] for end in ("", *(f"_{n}" for n in names[1:]))
+    ]
     assert len({path.read_bytes() for path in training}) == 3
     assert len({(folder / f"experts/{name}/model.safetensors").read_bytes() for name in names}) == 3
     bed = read_testbed(folder)
