@@ -23,8 +23,8 @@ __all__ = ["DOMAINS", "Domain", "load_domain"]
 _PIECE = 360  # characters of a piece, at most, unless a line is longer
 _LONGEST_LINE = 600
 _TORCH_FILES = 1200
-# What stands in triple quotes at the top of a file or of a body. A parser would find a few less that are none, but takes
-# ten times as long, and cannot read what is written for a newer Python.
+# What stands in triple quotes at the top of a file or of a body. A parser makes no mistake here, but takes ten times as
+# long and cannot read what is written for a newer Python.
 _DOCSTRING = re.compile(r'(?:\A|:[ \t]*\n)(?:[ \t]*(?:#[^\n]*)?\n)*[ \t]*[rR]?"""(.+?)"""', re.DOTALL)
 
 

@@ -19,7 +19,7 @@ _LOSSES = ("cross_entropy", "bits_per_byte")
 def landscape(
     config: StudyConfig, pool: Pool, kitchen: Kitchen, report: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """Loss on validation of base + a·τ₁ + b·τ₂ on a square grid of (a, b), for the experts of the pool's first two tasks.
+    """Loss on validation of base + a·τ₁ + b·τ₂ on a square grid of (a, b), for the experts of the first two tasks.
 
     Args:
         config: says how many points an edge has.

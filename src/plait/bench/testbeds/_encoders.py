@@ -241,7 +241,8 @@ class Maker:
             name: probe_accuracy(
                 model, self._texts(name, "train", most), self._texts(name, "validation"), self._texts(name, "test")
             )
-            for name in self.entries
+            for name, entry in self.entries.items()
+            if not entry.head_of
         }
 
 

@@ -69,10 +69,10 @@ RECIPES = {
     "quick": Recipe(dict.fromkeys(_DOMAINS, 100), pretraining=900),
     "full": Recipe(
         dict.fromkeys(_DOMAINS, 100),
-        pretraining=1200,
+        pretraining=1000,
         general=7600,
         slice=70,
-        sizes=(100, 200),
+        sizes=(60, 200),
         width=192,
         heads=6,
     ),

@@ -19,13 +19,12 @@ RECIPES = {
     "quick": Recipe({"name_lang": Schedule(60), "name_kind": Schedule(60)}, limits=(None, 250, 500)),
     "full": Recipe(
         {
-            "name_lang": Schedule(100),
-            "name_kind": Schedule(100),
-            "syllables": Schedule(150),
-            "py_expr": Schedule(60),
+            "name_lang": Schedule(80),
+            "name_kind": Schedule(80),
+            "syllables": Schedule(100),
+            "py_expr": Schedule(40),
         },
-        probe_texts=4000,
-        limits=(None, 400, 1000),
+        limits=(None, 250, 500),
     ),
 }
 
