@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench_recipes import TINY_DECODER, needs_words
-from plait.bench._domains import DOMAINS, load_domain
+from plait.bench._domains import _DOCSTRING, DOMAINS, load_domain
 from plait.bench.testbeds import build
 from plait.bench.testbeds.decoder import next_words
 from plait.errors import PlaitError
@@ -78,3 +78,9 @@ def test_an_unknown_domain_is_refused_with_a_suggestion() -> None:
 
 def test_common_words_are_words() -> None:
     assert next_words(["of the of x1 of, a", "the of"], most=2) == {"of", "the"}
+
+
+def test_docstrings_are_found_and_other_strings_are_not() -> None:
+    source = '"""Top."""\nclass A:\n    """Of a class.\n\n    More.\n    """\n\n    def f(self):\n        # why\n        r"""Raw."""\n'
+    source += '        text = """\n        no docstring\n        """\n        return text\n\n    def g[T](self, x: T) -> T:\n        """New."""\n'
+    assert _DOCSTRING.findall(source) == ["Top.", "Of a class.\n\n    More.\n    ", "Raw.", "New."]
