@@ -80,7 +80,25 @@ def test_common_words_are_words() -> None:
     assert next_words(["of the of x1 of, a", "the of"], most=2) == {"of", "the"}
 
 
+_SOURCE = '''"""Top."""
+class A:
+    """Of a class.
+
+    More.
+    """
+
+    def f(self):
+        # why
+        r"""Raw."""
+        text = """
+        no docstring
+        """
+        return text
+
+    def g[T](self, x: T) -> T:
+        """New."""
+'''
+
+
 def test_docstrings_are_found_and_other_strings_are_not() -> None:
-    source = '"""Top."""\nclass A:\n    """Of a class.\n\n    More.\n    """\n\n    def f(self):\n        # why\n        r"""Raw."""\n'
-    source += '        text = """\n        no docstring\n        """\n        return text\n\n    def g[T](self, x: T) -> T:\n        """New."""\n'
-    assert _DOCSTRING.findall(source) == ["Top.", "Of a class.\n\n    More.\n    ", "Raw.", "New."]
+    assert _DOCSTRING.findall(_SOURCE) == ["Top.", "Of a class.\n\n    More.\n    ", "Raw.", "New."]
