@@ -68,13 +68,14 @@ _DOMAINS = ("python", "headers", "glosses", "thesaurus", "pronunciations", "name
 RECIPES = {
     "quick": Recipe(dict.fromkeys(_DOMAINS, 100), pretraining=900),
     "full": Recipe(
-        dict.fromkeys(_DOMAINS, 100),
+        dict.fromkeys(_DOMAINS, 120),
         pretraining=1000,
         general=7600,
         slice=70,
         sizes=(60, 200),
         width=192,
         heads=6,
+        rate=2e-4,  # a wider model is changed more by the same rate
     ),
 }
 
