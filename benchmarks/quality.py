@@ -46,9 +46,11 @@ def _section(study: Mapping[str, Any], costs: Sequence[Mapping[str, Any]]) -> st
         for expert, task in pool["tasks"].items():
             probe = pool["probes"].get(expert)
             shown = "" if probe is None else f"{probe:.3f}"
-            own, base = pool["own"][task], pool["base"][task]
+            own, base = pool.get("each", {}).get(expert, pool["own"][task]), pool["base"][task]
             name = f"{pool['arm']}, seed {pool['seed']}"
-            lines.append(f"| {name} | {task} ({own['metric']}) | {base['value']:.3f} | {shown} | {own['value']:.3f} |")
+            lines.append(
+                f"| {name} | {expert} ({own['metric']}) | {base['value']:.3f} | {shown} | {own['value']:.3f} |"
+            )
     lines += ["", markdown_table(study).rstrip(), "", _verdict(study), "", _cost(costs), ""]
     return "\n".join(lines)
 

@@ -53,8 +53,9 @@ class TestbedFolder:
         size: `quick` or `full`, or another word.
         seed: seed it was made with.
         base: folder of the base.
-        experts: task → folder of its expert, of that base.
-        tasks: task → task, in the order of the experts.
+        experts: name → folder of an expert of that base.
+        tasks: expert → its task, in the order of the experts; several experts may have one task, and the first of them
+            is what it is measured by.
         retained: tasks that the base could do before.
         probes: task → test score of a probe on the frozen base.
         description: what it is.
@@ -72,6 +73,11 @@ class TestbedFolder:
     retained: Mapping[str, FileTask]
     probes: Mapping[str, float]
     description: str = ""
+
+    @property
+    def own_tasks(self) -> list[FileTask]:
+        """The experts' tasks, each once."""
+        return list({id(task): task for task in self.tasks.values()}.values())
 
     @property
     def scores(self) -> Path:
@@ -112,7 +118,8 @@ def read_testbed(folder: str | Path, *, base: str | None = None) -> TestbedFolde
     for model in (home / found.bases[chosen], *experts.values()):
         if not (model / "config.json").is_file():
             raise MissingModelError(f"{path} names the model {model}, which is not there; build the testbed again.")
-    tasks = {name: _task(home / found.tasks[name]) for name in experts}
+    files = {place: _task(home / place) for place in dict.fromkeys(found.tasks[name] for name in experts)}
+    tasks = {name: files[found.tasks[name]] for name in experts}
     return TestbedFolder(
         home,
         found.name,

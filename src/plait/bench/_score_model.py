@@ -137,7 +137,7 @@ def score_model(
         raise TaskError("two testbeds are given; score a model on one at a time.")
     if not tasks and not lm_eval_results:
         raise TaskError("there is no task to score; name one: --task FILE, or --results FOLDER of lm-eval.")
-    own = [task.limited(limit) for bed in testbeds for task in (*bed.tasks.values(), *bed.retained.values())]
+    own = [task.limited(limit) for bed in testbeds for task in (*bed.own_tasks, *bed.retained.values())]
     kept = ScoreCache(cache) if cache is not None else None
     if testbeds and kept is None:
         kept = ScoreCache(testbeds[0].scores)
@@ -178,7 +178,7 @@ def _references(
     threads: int,
     progress: Callable[[str], None] | None,
 ) -> tuple[dict[str, Scores], dict[str, Scores]]:
-    """Scores of the base on everything, and of each expert on its own task."""
+    """Scores of the base on everything, and of each task's own expert on it."""
 
     def limited(tasks: Sequence[FileTask]) -> list[FileTask]:
         return [task.limited(limit) for task in tasks]
@@ -186,12 +186,13 @@ def _references(
     def told(who: str) -> Callable[[str], None] | None:
         return None if progress is None else lambda name: progress(f"{name} with {who}")
 
-    everything = limited([*bed.tasks.values(), *bed.retained.values()])
+    everything = limited([*bed.own_tasks, *bed.retained.values()])
     base = evaluate(bed.base, everything, split, cache=cache, threads=threads, progress=told("the base"))
     experts: dict[str, Scores] = {}
-    for task, folder in bed.experts.items():
-        own = limited([bed.tasks[task]])
-        experts |= evaluate(folder, own, split, cache=cache, threads=threads, progress=told("its expert"))
+    for name, folder in bed.experts.items():
+        if bed.tasks[name].name not in experts:  # the first of those that have this task
+            own = limited([bed.tasks[name]])
+            experts |= evaluate(folder, own, split, cache=cache, threads=threads, progress=told("its expert"))
     return base, experts
 
 
@@ -202,7 +203,7 @@ def _totals(
     experts: dict[str, Scores],
     resamples: Resamples,
 ) -> dict[str, Interval]:
-    names = [task.name for task in bed.tasks.values()]
+    names = [task.name for task in bed.own_tasks]
     own = {name: found[name] for name in names}
     totals = {"mean score": resamples.interval(raw(own, resamples))}
     retained = {task.name: found[task.name] for task in bed.retained.values()}

@@ -59,6 +59,6 @@ class Testbed:
             model: Hugging Face folder with the base's tensor names.
             split: `test`, or `validation` to choose something by.
         """
-        tasks, cache = list(self.content.tasks.values()), ScoreCache(self.work / "scores")
+        tasks, cache = self.content.own_tasks, ScoreCache(self.work / "scores")
         found = evaluate(model, tasks, split, cache=cache, threads=self.threads)
         return {name: scores.value for name, scores in found.items()}

@@ -156,7 +156,10 @@ def _references(runs: Sequence[Mapping[str, Any]], pools: Sequence[Mapping[str, 
     base: list[float] = []
     probe: list[float] = []
     for pool in used:
+        firsts: dict[str, str] = {}  # several experts may have one task, which is measured by the first
         for expert, task in pool["tasks"].items():
+            firsts.setdefault(task, expert)
+        for task, expert in firsts.items():
             own = pool["own"].get(task)
             if own is None:
                 continue

@@ -19,7 +19,8 @@ def _suite(metric: str = "accuracy", **values: float) -> dict[str, Scores]:
 
 def _run(scores: dict[str, Scores], subset: tuple[str, ...]) -> Any:
     tasks = {name: SimpleNamespace(name=name) for name in "abc"}
-    pool = SimpleNamespace(tasks=tasks, others={}, retained={"r": SimpleNamespace(name="r")})
+    retained = {"r": SimpleNamespace(name="r")}
+    pool = SimpleNamespace(tasks=tasks, others={}, retained=retained, own=lambda names: [tasks[name] for name in names])
     return SimpleNamespace(test=SimpleNamespace(scores=scores), pool=pool, subset=subset)
 
 

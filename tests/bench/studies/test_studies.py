@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import plait
-from plait.bench import read_testbed
+from plait.bench import read_testbed, score_model
 from plait.bench.studies import StudyConfig, bench, markdown_table, study_of
 from plait.errors import EvaluationError, TaskError
 from plait.evaluation import evaluate
@@ -187,6 +188,30 @@ def test_subsets_beat_the_base_and_the_best_expert_or_not(testbeds: list[Path], 
     assert run["figures"]["over_best"]["value"] == pytest.approx(merged - max(alone))
     assert run["figures"]["beats_base"]["value"] == float(merged > base)
     assert results["table"][0]["ranked_by"] == "over_best"
+
+
+def test_experts_of_one_task_are_scored_on_it_once(testbeds: list[Path], tmp_path: Path) -> None:
+    home = tmp_path / "bed"
+    shutil.copytree(testbeds[0], home)
+    shutil.copytree(home / "experts/colours", home / "experts/twin")  # of the task of the animals, and bad at it
+    manifest = json.loads((home / "testbed.json").read_text())
+    manifest["experts"]["twin"] = {"model": "experts/twin", "base": "base"}
+    manifest["tasks"]["twin"] = manifest["tasks"]["animals"]
+    (home / "testbed.json").write_text(json.dumps(manifest))
+    results = _bench(_config([home], methods=["linear"], landscape=5, limit={"validation": 32}), tmp_path / "out")
+    pool, run = results["pools"][0], results["runs"][0]
+    assert pool["experts"] == ["animals", "colours", "twin"] == run["subset"]
+    assert pool["tasks"] == {"animals": "animals", "colours": "colours", "twin": "animals"}
+    assert set(run["tasks"]) == {"animals", "colours", "pairs"} == set(pool["base"])
+    bed = read_testbed(home)
+    twin = evaluate(bed.experts["twin"], [bed.tasks["twin"]], "test")["animals"].value
+    assert pool["each"]["twin"]["value"] == twin != pool["own"]["animals"]["value"] == pool["each"]["animals"]["value"]
+    shares = [run["tasks"][name]["value"] / pool["own"][name]["value"] for name in ("animals", "colours")]
+    assert run["figures"]["normalised"]["value"] == pytest.approx(np.mean(shares))
+    assert results["landscape"]["experts"] == ["animals", "colours"]
+    table = score_model(bed.experts["twin"], [home])
+    assert [row.task for row in table.rows] == ["animals", "colours", "pairs"]
+    assert table.rows[0].expert == pool["own"]["animals"]["value"] and table.rows[0].interval.value == twin
 
 
 def test_the_loss_plane_passes_through_the_models(testbeds: list[Path], tmp_path: Path) -> None:

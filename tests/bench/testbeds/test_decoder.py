@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bench_recipes import TINY_DECODER, needs_words
-from plait.bench._domains import DOMAINS, load_domain
+from plait.bench._domains import _DOCSTRING, DOMAINS, load_domain
 from plait.bench.testbeds import build
 from plait.bench.testbeds.decoder import next_words
 from plait.errors import PlaitError
@@ -78,3 +78,27 @@ def test_an_unknown_domain_is_refused_with_a_suggestion() -> None:
 
 def test_common_words_are_words() -> None:
     assert next_words(["of the of x1 of, a", "the of"], most=2) == {"of", "the"}
+
+
+_SOURCE = '''"""Top."""
+class A:
+    """Of a class.
+
+    More.
+    """
+
+    def f(self):
+        # why
+        r"""Raw."""
+        text = """
+        no docstring
+        """
+        return text
+
+    def g[T](self, x: T) -> T:
+        """New."""
+'''
+
+
+def test_docstrings_are_found_and_other_strings_are_not() -> None:
+    assert _DOCSTRING.findall(_SOURCE) == ["Top.", "Of a class.\n\n    More.\n    ", "Raw.", "New."]

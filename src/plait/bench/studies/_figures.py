@@ -43,7 +43,7 @@ def figures_of(run: Run, references: References, resamples: Resamples) -> dict[s
     """
     assert run.test is not None and run.test.scores is not None
     scores, pool = run.test.scores, run.pool
-    own = [pool.tasks[name].name for name in run.subset if name in pool.tasks]
+    own = [task.name for task in pool.own(run.subset)]
     held = {name: scores[name] for name in own or [task.name for task in pool.others.values()]}
     found = {"raw": raw(held, resamples)}
     if own:
@@ -99,7 +99,7 @@ def same_mean(first: Sequence[Run], second: Sequence[Run], references: Mapping[i
     for number, (one, two) in enumerate(zip(first, second, strict=True)):
         assert one.test is not None and one.test.scores and two.test is not None and two.test.scores
         known = references[number].own
-        tasks = [one.pool.tasks[name].name for name in one.subset if name in one.pool.tasks]
+        tasks = [task.name for task in one.pool.own(one.subset)]
         tasks = tasks or [task.name for task in one.pool.others.values()]
         for name in tasks:
             key = f"{number}/{name}"

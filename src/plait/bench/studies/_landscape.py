@@ -19,7 +19,7 @@ _LOSSES = ("cross_entropy", "bits_per_byte")
 def landscape(
     config: StudyConfig, pool: Pool, kitchen: Kitchen, report: Callable[[str], None]
 ) -> dict[str, Any] | None:
-    """Loss on validation of base + a·τ₁ + b·τ₂ on a square grid of (a, b), for the pool's first two experts.
+    """Loss on validation of base + a·τ₁ + b·τ₂ on a square grid of (a, b), for the experts of the first two tasks.
 
     Args:
         config: says how many points an edge has.
@@ -31,7 +31,11 @@ def landscape(
         The points with the losses of both experts' tasks, and the three lines between the models that lie on the grid;
         None if there is nothing to draw.
     """
-    names = [name for name in pool.experts if name in pool.tasks][:2]
+    firsts: dict[str, str] = {}
+    for name in pool.experts:
+        if name in pool.tasks:
+            firsts.setdefault(pool.tasks[name].name, name)
+    names = list(firsts.values())[:2]
     tasks = [task for name in names if (task := _loss_of(pool.tasks[name])) is not None]
     if not config.landscape or len(tasks) < 2:
         return None

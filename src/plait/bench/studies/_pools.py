@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import comb
 from pathlib import Path
@@ -30,7 +30,7 @@ class Pool:
         folder: where scores of the base and the experts are kept.
         base: folder of the base.
         experts: name → folder.
-        tasks: name of the expert → its own task.
+        tasks: name of the expert → its own task; several may have one, which is then measured by the first of them.
         others: further tasks.
         retained: what the base could do before.
         choosers: tasks that settings are chosen by, of data that is not tested on; empty for the validation split of
@@ -56,12 +56,25 @@ class Pool:
         """Arm and seed."""
         return f"{self.arm}, seed {self.seed}"
 
+    @property
+    def everything(self) -> list[FileTask]:
+        """The experts' tasks, each once, and the others."""
+        return [*_once(self.tasks.values()), *self.others.values()]
+
+    def own(self, subset: Iterable[str]) -> list[FileTask]:
+        """The tasks of some experts, each once."""
+        return _once(self.tasks[name] for name in subset if name in self.tasks)
+
     def digest(self) -> str:
         """Hash of the models and the tasks."""
         facts = [digest_of_model(folder) for folder in (self.base, *self.experts.values())]
-        for task in (*self.tasks.values(), *self.others.values(), *self.retained.values()):
+        for task in (*self.everything, *self.retained.values()):
             facts += [task.name, task.identity("test")]
         return xxhash.xxh3_128(json.dumps(facts).encode()).hexdigest()
+
+
+def _once(tasks: Iterable[FileTask]) -> list[FileTask]:
+    return list({id(task): task for task in tasks}.values())
 
 
 def find_pools(
@@ -125,7 +138,8 @@ def _named(arm: str, models: Models, home: Path, scores: Path) -> Pool:
     missing = [name for name in models.tasks if name not in models.experts]
     if missing:
         raise RecipeError(f"arm {arm!r}: the task of {missing[0]!r} belongs to no expert; put it under 'others'.")
-    own = {name: load_task(home / place) for name, place in models.tasks.items()}
+    files = {place: load_task(home / place) for place in dict.fromkeys(models.tasks.values())}
+    own = {name: files[place] for name, place in models.tasks.items()}
     choosers = {name: load_task(home / place) for name, place in models.validation.items()}
     others = {name: load_task(home / place) for name, place in models.others.items()}
     tested = {task.identity("test"): name for name, task in {**own, **others}.items()}

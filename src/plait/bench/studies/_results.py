@@ -72,7 +72,7 @@ def _rule(config: StudyConfig, rows: Sequence[Mapping[str, Any]], losses: bool) 
 def _own(run: Run) -> dict[str, Scores]:
     """A run's scores on the tasks of the experts that it merged."""
     found = (run.test.scores or {}) if run.test is not None else {}
-    names = {run.pool.tasks[name].name for name in run.subset if name in run.pool.tasks}
+    names = {task.name for task in run.pool.own(run.subset)}
     return {name: scores for name, scores in found.items() if name in names or not names}
 
 
@@ -144,6 +144,7 @@ def _pool(pool: Pool, references: References, resamples: Resamples) -> dict[str,
         "tasks": {name: task.name for name, task in pool.tasks.items()},
         "base": {name: _score(scores, resamples) for name, scores in references.base.items()},
         "own": {name: _score(scores, resamples) for name, scores in references.own.items()},
+        "each": {expert: _score(scores, resamples) for expert, scores in references.each.items()},
         "alone": {
             expert: {name: scores.value for name, scores in suite.items()}
             for expert, suite in references.experts.items()

@@ -23,13 +23,15 @@ class References:
 
     Attributes:
         base: of the base, on everything.
-        own: of each expert on its own task, by the task's name.
+        own: of each task's own expert on it, by the task's name.
         experts: expert → scores on all tasks; only where a study asks for the best expert.
+        each: expert → score on its own task, which several experts may have.
     """
 
     base: Mapping[str, Scores]
     own: Mapping[str, Scores]
     experts: Mapping[str, Mapping[str, Scores]]
+    each: Mapping[str, Scores] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -86,22 +88,23 @@ class _Study:
             return evaluate(folder, chosen, split, cache=cache, threads=threads, progress=say) if chosen else {}
 
         own: dict[str, Scores] = {}
+        each: dict[str, Scores] = {}
         for name, task in pool.tasks.items():
-            own |= score(pool.experts[name], [task], f"expert {name}")
-        everything = [*pool.tasks.values(), *pool.others.values()]
+            each[name] = score(pool.experts[name], [task], f"expert {name}")[task.name]
+            own.setdefault(task.name, each[name])
+        everything = pool.everything
         retained = list(pool.retained.values()) if split == "test" else []
         experts = (
             {name: score(path, everything, f"expert {name}") for name, path in pool.experts.items()} if every else {}
         )
-        return References(score(pool.base, [*everything, *retained], "base"), own, experts)
+        return References(score(pool.base, [*everything, *retained], "base"), own, experts, each)
 
     def choosers(self, pool: Pool, subset: Sequence[str]) -> list[tuple[FileTask, str]]:
         """What settings are chosen by, each with its split."""
         limit = self.config.limit.validation
         if pool.choosers:
             return [(task.limited(limit), task.chooser_split) for task in pool.choosers.values()]
-        own = [pool.tasks[name] for name in subset if name in pool.tasks]
-        return [(task.limited(limit), "validation") for task in own or pool.others.values()]
+        return [(task.limited(limit), "validation") for task in pool.own(subset) or pool.others.values()]
 
     def figure(self, cell: Cell, references: References | None) -> float:
         """What settings are compared by."""
@@ -142,7 +145,7 @@ class _Study:
         else:
             chosen, expected = settings[0], ""
         self._say(pool, subset, entrant, chosen, "test")
-        everything = [*pool.tasks.values(), *pool.others.values(), *pool.retained.values()]
+        everything = [*pool.everything, *pool.retained.values()]
         tested = [(task.limited(self.config.limit.test), "test") for task in everything]
         test = self.kitchen.cell(pool, recipes(chosen), tested, expected)
         return Run(pool, subset, entrant, trials, chosen, test, test.error)
@@ -204,14 +207,14 @@ def _check(config: StudyConfig, pools: Sequence[Pool], choosing: bool) -> None:
 
     for pool in pools:
         base = Candidate(pool.base)
-        everything = [*pool.tasks.values(), *pool.others.values(), *pool.retained.values()]
+        everything = [*pool.everything, *pool.retained.values()]
         names = [task.name for task in everything]
         twice = [name for name in names if names.count(name) > 1]
         if twice:
             raise TaskError(f"{pool.label}: two tasks are called {twice[0]!r}; give one of them another name.")
         for task in everything:
             task.limited(config.limit.test).check(base, "test")
-        own = [*pool.tasks.values()] or [*pool.others.values()]
+        own = pool.own(pool.experts) or [*pool.others.values()]
         chosen = [(t, t.chooser_split) for t in pool.choosers.values()] or [(t, "validation") for t in own]
         for task, split in chosen if choosing else ():
             task.limited(config.limit.validation).check(base, split)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from plait.bench._split import Task
+from plait.bench._split import Example, Task
 from plait.bench.data import describe_task
 from plait.bench.testbeds._draft import Draft
 from plait.bench.testbeds._shared import copy_missing, progress, save_head, seed_of, version_of
@@ -70,12 +70,15 @@ class Entry:
     Attributes:
         task: its data.
         schedule: how long it is trained.
-        head_of: another expert whose head it is trained to, as that one left it; none for a new head.
+        head_of: another expert whose task it has, and whose head it is trained to, as that one left it; none for a
+            task and a head of its own.
+        heat: its learning rate, as a multiple of the recipe's.
     """
 
     task: Task
     schedule: Schedule
     head_of: str | None = None
+    heat: float = 1.0
 
 
 def encoder_version() -> dict[str, str]:
@@ -121,8 +124,9 @@ class Maker:
         """Write base, tasks, experts, heads, adapters and probes, and what the manifest says of them."""
         draft, recipe = self.draft, self.recipe
         base = draft.piece("base", _write_base)
-        for name in self.entries:
-            self._task(name)
+        for name, entry in self.entries.items():
+            if not entry.head_of:
+                self._task(name)
         for name in self.entries:
             draft.piece(f"experts/{name}", lambda folder, name=name: self._expert(folder, name, base))
         if recipe.adapters:
@@ -133,7 +137,7 @@ class Maker:
         draft.manifest.update(
             bases={"base": "base"},
             experts={name: {"model": f"experts/{name}", "base": "base", **adapters[name]} for name in self.entries},
-            tasks={name: f"tasks/{name}/task.json" for name in self.entries},
+            tasks={name: f"tasks/{entry.head_of or name}/task.json" for name, entry in self.entries.items()},
             probes=probes,
         )
 
@@ -141,8 +145,14 @@ class Maker:
         return self.draft.folder / "heads" / f"{self.entries[name].head_of or name}.safetensors"
 
     def _task(self, name: str) -> None:
+        """Write a task; what other experts of it were trained on is in splits of their own."""
+
+        def rows(examples: Sequence[Example]) -> list[dict[str, Any]]:
+            return [{"text": example.text, "label": example.label} for example in examples]
+
         task = self.entries[name].task
-        splits = {s: [{"text": e.text, "label": e.label} for e in getattr(task, s)] for s in _SPLITS}
+        splits = {split: rows(getattr(task, split)) for split in _SPLITS}
+        splits |= {f"train_{o}": rows(entry.task.train) for o, entry in self.entries.items() if entry.head_of == name}
         self.draft.task(
             name,
             splits,
@@ -184,7 +194,7 @@ class Maker:
             *self._texts(name, "train"),
             steps=entry.schedule.steps,
             batch=entry.schedule.batch,
-            rate=recipe.rate,
+            rate=recipe.rate * entry.heat,
             head_rate=0.0 if entry.head_of else recipe.head_rate,
             generator=generator,
             report=progress(self.draft.report, f"expert {name}", entry.schedule.steps),
@@ -231,7 +241,8 @@ class Maker:
             name: probe_accuracy(
                 model, self._texts(name, "train", most), self._texts(name, "validation"), self._texts(name, "test")
             )
-            for name in self.entries
+            for name, entry in self.entries.items()
+            if not entry.head_of
         }
 
 

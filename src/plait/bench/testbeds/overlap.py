@@ -12,19 +12,19 @@ from plait.bench.testbeds._readme import readme
 
 __all__ = ["CODE", "RECIPES", "Recipe", "conflicting", "make", "overlapping", "sources"]
 
-CODE = 1  # raise when a change of code changes what is made: older testbeds are then not found
-_WRONG = 0.4  # share of a conflicting expert's training texts with another label
+CODE = 2  # raise when a change of code changes what is made: older testbeds are then not found
+_WRONG = 0.6  # share of a conflicting expert's training texts with another label: what it learns is that label
+_LONGER, _HOTTER = 1.5, 1.5  # how much longer it is trained, and with how much higher a rate
 RECIPES = {
-    "quick": Recipe({"name_lang": Schedule(90), "name_kind": Schedule(90)}, limits=(None, 250, 500)),
+    "quick": Recipe({"name_lang": Schedule(60), "name_kind": Schedule(60)}, limits=(None, 250, 500)),
     "full": Recipe(
         {
-            "name_lang": Schedule(200),
-            "name_kind": Schedule(200),
-            "syllables": Schedule(250),
-            "py_expr": Schedule(100),
+            "name_lang": Schedule(80),
+            "name_kind": Schedule(80),
+            "syllables": Schedule(100),
+            "py_expr": Schedule(40),
         },
-        probe_texts=4000,
-        limits=(None, 500, 1000),
+        limits=(None, 250, 500),
     ),
 }
 
@@ -44,7 +44,11 @@ def make(draft: Draft, recipe: Recipe, seed: int) -> None:
         task = limited(load_task(name), recipe.limits)
         for kind, (part, about) in _parts(task).items():
             expert = f"{name}{kind}"
-            entries[expert] = Entry(part, schedule, head_of=name if kind else None)
+            if kind == "_conflict":
+                longer = Schedule(round(_LONGER * schedule.steps), schedule.batch)
+                entries[expert] = Entry(part, longer, head_of=name, heat=_HOTTER)
+            else:
+                entries[expert] = Entry(part, schedule, head_of=name if kind else None)
             lines[expert] = f"{task_line(part)}; {about}"
     with fixed_threads(recipe.threads):
         Maker(draft, recipe, seed, entries).make()
@@ -86,5 +90,6 @@ def conflicting(train: tuple[Example, ...], classes: int) -> Iterator[Example]:
 _ABOUT = """\
 The base is sentence-transformers/all-MiniLM-L6-v2 (Apache-2.0). Of every task there are three experts: one of half of
 the training texts; one of which half of the texts are the first one's (`_overlap`); one of the first one's texts with
-many labels wrong (`_conflict`). All three have the head that was trained with the first. They are scored on the same
-texts with true labels: what a merge of models found in the wild meets."""
+most labels wrong (`_conflict`), trained half as long again and at a higher rate. All three have the head that was
+trained with the first. A task is measured by the first one, on true labels: what a merge of models found in the wild
+meets. What the others were trained on is in the splits `train_NAME` of the task."""
