@@ -104,14 +104,15 @@ class _Maker:
 
         draft, recipe = self.draft, self.recipe
         bases = {"base": "base"} | ({"other": "other"} if recipe.other_base else {})
-        for name in bases:
-            draft.piece(name, lambda folder, name=name: self._base(folder, name))
+        draft.piece("base", lambda folder: self._base(folder, "base"))
         self._retained()
         for name in recipe.tasks:
             draft.piece(f"tasks/{name}", lambda folder, name=name: self._task(folder, name))
         for name in recipe.tasks:
             draft.piece(f"experts/{name}", lambda folder, name=name: self._expert(folder, name))
         probes = draft.once("probes.json", self._probes)
+        if recipe.other_base:
+            draft.piece("other", lambda folder: self._base(folder, "other"))
         draft.manifest.update(
             description=f"a vision transformer that reads many scripts, and experts of {len(recipe.tasks)} other tasks",
             bases=bases,
