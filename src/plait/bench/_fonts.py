@@ -74,7 +74,7 @@ def _variable(family: str, split: str, axes: str, styles: Sequence[str] = _STYLE
     return found
 
 
-# Families of letters. Every split has sans, serif and typewriter faces, and Greek and Cyrillic letters.
+# Families of letters. Every split has sans and serif faces, and Greek and Cyrillic letters.
 _LETTERS = [
     *_static("Roboto", "train", "Roboto_v51_{}"),
     *_static("Roboto Condensed", "train", "Roboto-Condensed_v31_{}"),
