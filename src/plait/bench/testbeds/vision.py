@@ -178,14 +178,13 @@ class _Maker:
         save_head(kept, self._head_file(RETAINED if name == "base" else f"{RETAINED}_{name}"))
 
     def _retained(self) -> None:
+        from plait.bench._picture_pools import Pool, evenly
         from plait.bench._pictures import Look, seen
 
         def fill(folder: Path) -> None:
             pools = self._pretraining[1]
             splits = {}
             for split, count in zip(_SPLITS[1:], self.recipe.sizes[1:], strict=True):
-                from plait.bench._picture_pools import Pool, evenly
-
                 generator, pool = self._data(RETAINED, split), pools[split]
                 chosen = evenly(pool, count, generator)
                 pictures = seen(pool.pictures[chosen], self.recipe.size, Look(), generator)
