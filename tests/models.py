@@ -28,6 +28,10 @@ CONFIG: dict[str, Any] = {
 }
 
 
+#: what a program begins with that hears Ctrl-C even where it was started in the background, which ignores it
+HEARS = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+
+
 def llama(seed: int, *, layers: int = 3, tied: bool = False, vocab: int = 64, scale: float = 1.0) -> State:
     """A tiny Llama's tensors."""
     rng = torch.Generator().manual_seed(seed)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import plait
-from models import CONFIG, State, family, llama, read, save, save_family, tree
+from models import CONFIG, HEARS, State, family, llama, read, save, save_family, tree
 from plait.engine import Options, compile_recipe, execute
 from plait.errors import IncompatibleModelsError, MemoryBudgetError, NonFiniteError, OutputError
 
@@ -490,7 +490,7 @@ def test_a_stopped_run_says_so_and_continues(tmp_path: Path) -> None:
     recipe, out = _merged(tmp_path)
     path = tmp_path / "recipe.yaml"
     path.write_text(json.dumps({**recipe, "shard_size": "60KB"}))
-    code = SLOW.split("plait.merge(")[0] + "from plait.cli import main\nmain()"
+    code = HEARS + SLOW.split("plait.merge(")[0] + "from plait.cli import main\nmain()"
     command = [sys.executable, "-c", code, "merge", str(path), "-o", str(out), "--threads", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / ".out.plait-work" / "journal"
