@@ -61,7 +61,7 @@ def named_memory(job: Job, device: torch.device) -> Generator[None]:
         raise MemoryBudgetError(
             f"{device} ran out of memory at tensor {job.name!r} {list(job.entry.shape)}: "
             f"{str(error).splitlines()[0]} Close what else uses it, pass --threads 1 or a smaller --memory, or compute "
-            "with --device cpu. What is finished is kept."
+            "with --device cpu. Tensors that are written already are kept."
         ) from None
 
 

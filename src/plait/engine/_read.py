@@ -92,14 +92,13 @@ class Reader:
         return values.view(job.entry.shape)
 
     def complain(self, job: Job, start: int, stop: int) -> None:
-        """Read a block of every input again.
+        """Read a block of every input again, in the dtype that was computed in.
 
         Raises:
             NonFiniteError: naming the first input of the job that is not finite there; if there is one.
         """
         for tensor in job.sources:
-            if tensor.dtype.is_floating_point:
-                check_finite(tensor.read(start, stop), tensor, start)
+            check_finite(tensor.read(start, stop).to(job.compute), tensor, start)
 
     def inspect(self, job: Job) -> None:
         """Hash and check inputs that will be read several times: once, and before minutes are spent on the first."""
