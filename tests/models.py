@@ -110,3 +110,11 @@ def read(folder: Path) -> State:
 def tree(folder: Path) -> dict[str, bytes]:
     """All files of a folder."""
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file that another process may remove at any moment; 0 where there is none."""
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

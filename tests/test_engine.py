@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import plait
-from models import CONFIG, HEARS, State, family, llama, read, save, save_family, tree
+from models import CONFIG, HEARS, State, family, llama, read, save, save_family, size_of, tree
 from plait.engine import Options, compile_recipe, execute
 from plait.errors import IncompatibleModelsError, MemoryBudgetError, NonFiniteError, OutputError
 
@@ -325,10 +325,10 @@ def test_killed_and_continued_gives_the_same_bytes(tmp_path: Path) -> None:
     for _ in range(40):
         process = subprocess.Popen(command)
         journal = tmp_path / ".out.plait-work" / "journal"
-        before = journal.stat().st_size if journal.exists() else 0
+        before = size_of(journal)
         while process.poll() is None:
             time.sleep(0.002)
-            if journal.exists() and journal.stat().st_size > before + 400:
+            if size_of(journal) > before + 400:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
                 resumed += before > 0
@@ -494,7 +494,7 @@ def test_a_stopped_run_says_so_and_continues(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, "merge", str(path), "-o", str(out), "--threads", "1"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     journal = tmp_path / ".out.plait-work" / "journal"
-    while process.poll() is None and not (journal.exists() and journal.stat().st_size > 400):
+    while process.poll() is None and not size_of(journal) > 400:
         time.sleep(0.002)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()

@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 
 import plait
-from models import CONFIG, HEARS, family, llama, read, save, save_family, tree
+from models import CONFIG, HEARS, family, llama, read, save, save_family, size_of, tree
 from plait.errors import CheckpointError, DiskSpaceError, PlaitError, RecipeError, UnsafeFileError
 from plait.reports._card import front_matter
 
@@ -303,11 +303,11 @@ def test_a_killed_overwrite_of_a_nested_recipe_keeps_the_old_output_and_resumes(
     old = tree(out)
     journal = tmp_path / ".out.plait-work" / "journal"
     for sent, code in ((signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)):
-        before = journal.stat().st_size if journal.exists() else 0
+        before = size_of(journal)
         process = subprocess.Popen(
             [sys.executable, "-c", HEARS + SLOW, str(recipe), "-o", str(out)], stderr=subprocess.PIPE
         )
-        while process.poll() is None and not (journal.exists() and journal.stat().st_size > before + 500):
+        while process.poll() is None and not size_of(journal) > before + 500:
             time.sleep(0.005)
         process.send_signal(sent)
         _, said = process.communicate()
