@@ -14,7 +14,7 @@ from plait.engine._plan import Job
 from plait.engine._read import Reader
 from plait.kernels import Bound, Totals
 
-__all__ = ["Loops"]
+__all__ = ["Loops", "bits_of", "proof_end"]
 
 #: elements that are compared with torch
 _PROOF = 1 << 16
@@ -35,7 +35,7 @@ class Loops:
     def proven(self, bound: Bound, job: Job, expected: Callable[[int, int], Any]) -> bool:
         """Compare a survey's loop with what torch finds in the first elements, once."""
         if bound.kernel.proven is None:
-            trial, end = Totals(bound), _proof(job, 0, job.entry.numel)
+            trial, end = bound.totals(), proof_end(job, 0, job.entry.numel)
             self.collect(bound, job, trial, [(0, end)], note=False)
             with self._reader.aside():
                 bound.kernel.proven = same_summary(trial.fill(bound.tree), expected(0, end))
@@ -71,20 +71,21 @@ class Loops:
         if written is not job.entry.dtype and not finite(result):
             return None
         if bound.kernel.proven is None:
-            end = _proof(job, start, stop)
+            end = proof_end(job, start, stop)
             with self._reader.aside():
-                bound.kernel.proven = torch.equal(_bits(result[: end - start]), _bits(expected(start, end)))
+                bound.kernel.proven = torch.equal(bits_of(result[: end - start]), bits_of(expected(start, end)))
             if not bound.kernel.proven:
                 self.fusion.differs(job)
                 return None
         return result
 
 
-def _proof(job: Job, start: int, stop: int) -> int:
+def proof_end(job: Job, start: int, stop: int) -> int:
     """Where the elements end that are compared: torch needs many times their memory, and a loop is the same for all."""
     row = max(job.subject.row, 1) if job.unit == "row" else 1
     return min(stop, start + max(_PROOF // row, 1) * row)
 
 
-def _bits(values: Tensor) -> Tensor:
+def bits_of(values: Tensor) -> Tensor:
+    """Numbers as bytes, so that equal means equal to the bit."""
     return values.contiguous().view(torch.uint8)
