@@ -13,7 +13,7 @@ import torch
 from plait.engine._fusion import Fusion, read_as
 from plait.engine._loops import Loops
 from plait.engine._plan import Job
-from plait.engine._speculate import Aim, aim, enlarged, hit, windowed
+from plait.engine._speculate import SLACK, Aim, aim, enlarged, hit, shifted, windowed
 from plait.kernels import Bound, Graph, Tally, Untraceable, fill
 from plait.tensors.sums import Each
 
@@ -123,6 +123,11 @@ class _Rounds:
             self._bound[key] = Bound(kernel, graph)
         return self._bound[key]
 
+    def _guessed(self, lead: Job, tree: Any, counts: Sequence[Any], share: float) -> Graph:
+        """The second round's graph, if what the sample says of the first is off by a share of all elements."""
+        guess = [shifted(item, share) for item in counts]
+        return self.trace(lead, (fill(tree, lambda pending: guess[pending.index]),))[0]
+
     def run(self, spread: Spread, done: Callable[[Job], None]) -> tuple[Any, Any] | None:
         """Sample, aim, count; None where the rounds must be run one by one."""
         lead = max(self.jobs, key=lambda job: job.entry.numel)
@@ -137,8 +142,7 @@ class _Rounds:
                 return None
             sampled = _added(tally)
             whole = [enlarged(item, size, self.total) for item in sampled.items]
-            about = fill(first[1], lambda pending: whole[pending.index])
-            aims = aim(first[0], self.trace(lead, (about,))[0], whole)
+            aims = aim(first[0], [self._guessed(lead, first[1], whole, share) for share in (0.0, SLACK, -SLACK)])
             if aims is None:
                 return None
             tally = Tally()
