@@ -93,11 +93,15 @@ class _Rounds:
         return counted
 
     def _picked(self, job: Job) -> list[tuple[int, int]]:
-        """The chunks of a job that are sampled: at even distances over all jobs in a row, so that none counts twice."""
+        """The chunks of a job that are sampled: at even distances over all jobs in a row, so that none counts twice.
+
+        A chunk may run over many small tensors.
+        """
         stride = _CHUNK * max(1, min(_SHARE, self.total // _ENOUGH))
         before, size = self._offsets[job.name], job.entry.numel
-        first = -before % stride
-        return [(start, min(start + _CHUNK, size)) for start in range(first, size, stride)]
+        first = before // stride * stride - before  # where the last chunk before this job begins
+        chunks = ((max(start, 0), min(start + _CHUNK, size)) for start in range(first, size, stride))
+        return [(start, stop) for start, stop in chunks if start < stop]
 
     def count(self, jobs: Sequence[Job], aims: Sequence[Aim], tally: Tally, done: Callable[[Job], None]) -> None:
         """Count inside the windows."""
