@@ -44,6 +44,10 @@ class Remote(Tensor):
         made.inner = inner
         return made
 
+    def data_ptr(self) -> int:
+        """Where the numbers lie."""
+        return self.inner.data_ptr()
+
     def tolist(self) -> Any:
         """The numbers: waits for the device, as on a GPU."""
         return self.inner.tolist()
@@ -124,6 +128,9 @@ class Stream:
     def __init__(self, device: torch.device | None = None) -> None:
         self.device = device
 
+    def synchronize(self) -> None:
+        """Wait."""
+
 
 class Module:
     """What torch.cuda is for a GPU.
@@ -165,6 +172,10 @@ class Module:
     def mem_get_info(self, device: Any = None) -> tuple[int, int]:
         """Free and total bytes."""
         return self.free, 1 << 40
+
+    def current_stream(self, device: Any = None) -> Stream:
+        """The stream of this thread, or one that is nobody's."""
+        return self.current or Stream()
 
     @contextmanager
     def stream(self, stream: Stream) -> Generator[None]:

@@ -221,3 +221,13 @@ def test_summaries_come_home_in_their_form() -> None:
     assert isinstance(found["a"], list) and isinstance(found["b"], tuple) and found["c"] is None
     assert type(found["a"][0]) is Tensor and found["a"][0].tolist() == [0.0, 1.0, 2.0]
     assert found["b"][1] == Each((1.5, 2.5))
+
+
+def test_a_device_gets_few_threads_unless_more_are_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    from plait import _api
+    from plait.engine import _options
+
+    monkeypatch.setattr(_options.os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert _api._options("1GiB", None, "cpu").threads == 16
+    assert _api._options("1GiB", None, "pretended").threads == 4
+    assert _api._options("1GiB", 9, "pretended").threads == 9

@@ -23,7 +23,7 @@ __all__ = ["greedy_soup", "import_mergekit", "merge", "merge_state_dicts", "plan
 def _options(memory: str | int, threads: int | None, device: str, **others: Any) -> Options:
     return Options(
         memory=parse_size(memory, "memory"),
-        threads=default_threads() if threads is None else threads,
+        threads=default_threads(device) if threads is None else threads,
         device=device,
         **others,
     )
@@ -98,7 +98,7 @@ def merge(
         recipe: path of a YAML file, the recipe as a mapping, or a plan.
         out: the folder to make, or the URL of one (`s3://bucket/name`).
         memory: bound on bytes of tensors in flight, e.g. "512MiB"; with Ray, of each task.
-        threads: worker threads; all cores by default. With Ray, the CPUs of each task.
+        threads: worker threads; all cores by default, 4 on a GPU. With Ray, the CPUs of each task.
         device: "cpu", "cuda" or "cuda:N".
         overwrite: replace an existing model folder, once the new one is complete.
         block: elements per block of elementwise methods; chosen by the device by default.
@@ -165,7 +165,7 @@ def merge_state_dicts(
         seed: seed of random methods.
         dtype: dtype of the result; by default the widest of the inputs.
         memory: bound on bytes of temporaries.
-        threads: worker threads; all cores by default.
+        threads: worker threads; all cores by default, 4 on a GPU.
         device: where to compute.
         block: elements per block of elementwise methods; chosen by the device by default.
         compile: as in `merge`.

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
             str, typer.Option(help="Bound on tensor bytes in flight, e.g. 512MiB; of each task.")
         ] = "1GiB",
         threads: Annotated[
-            int | None, typer.Option(help="Threads, or CPUs of a Ray task; all cores by default.")
+            int | None, typer.Option(help="Threads, or CPUs of a Ray task; all cores by default, 4 on a GPU.")
         ] = None,
         device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda or cuda:N.")] = "cpu",
         factors: Annotated[

@@ -159,12 +159,20 @@ class Lane:
         pair.reverse()
         return pair[0]
 
+    @property
+    def stream(self) -> Any:
+        """Where the device does it."""
+        return self._stream
+
     def expect(self, values: Tensor) -> None:
         """Note, without waiting, whether values on the device are finite."""
         if values.numel():
             low, high = torch.aminmax(values)
-            sound = torch.isfinite(low) & torch.isfinite(high)
-            self._sound = sound if self._sound is None else self._sound & sound
+            self.require(torch.isfinite(low) & torch.isfinite(high))
+
+    def require(self, sound: Tensor) -> None:
+        """Note, without waiting, one more thing that must be true on the device."""
+        self._sound = sound if self._sound is None else self._sound & sound
 
     def sound(self) -> bool:
         """Wait, and say whether all values that were expected to be finite are."""
@@ -177,7 +185,7 @@ class Lane:
         sound = None
         if self._sound is not None:
             sound = self.slot("sound").room(1).view(torch.bool)[0]
-            sound.copy_(self._sound, non_blocking=True)
+            sound.copy_(self._sound.view(()), non_blocking=True)
         return Landing(start, into, sound, self.mark())
 
 

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from plait.engine._device import Landing, named_memory
+from plait.engine._device_loops import DeviceLoops
 from plait.engine._finite import check_finite, check_result
+from plait.engine._loops import Loops
 from plait.engine._plan import Job
 from plait.engine._surveys import Surveys
 
@@ -28,9 +30,10 @@ class Evaluator(Surveys):
             return lambda start, stop: self._copied(job, start, stop)
         facts = self._known(job)
         if self._reader.transfers is not None:
-            return lambda start, stop: self._landed(job, facts, self._launched(job, facts, start, stop))
+            launch = self._launching(job, facts)
+            return lambda start, stop: self._landed(job, facts, launch(start, stop))
         bound, loops = self.kernel(job, None, facts), self.loops
-        if bound is None or loops is None:
+        if bound is None or not isinstance(loops, Loops):
             return lambda start, stop: self._eager(job, facts, start, stop)
         loop, keys = bound, loops.fusion.keys(bound, job)
 
@@ -56,8 +59,9 @@ class Evaluator(Surveys):
                 yield start, compute(start, stop)
             return
         facts, before = self._known(job), None
+        launch = self._launching(job, facts)
         for start, stop in ranges:
-            launched = self._launched(job, facts, start, stop)
+            launched = launch(start, stop)
             if before is not None:
                 yield before.start, self._landed(job, facts, before)
             before = launched
@@ -79,6 +83,21 @@ class Evaluator(Surveys):
         if result.numel() and self._strict:
             check_result(result, merged, job)
         return result
+
+    def _launching(self, job: Job, facts: dict[int, list[Any]]) -> Callable[[int, int], Landing]:
+        """Prepare a job; return what begins to compute one block on the device."""
+        bound, loops = self.kernel(job, None, facts), self.loops
+        if bound is None or not isinstance(loops, DeviceLoops):
+            return lambda start, stop: self._launched(job, facts, start, stop)
+        loop, keys = bound, loops.fusion.keys(bound, job)
+
+        def launch(start: int, stop: int) -> Landing:
+            landing = None
+            if loop.kernel.proven is not False:
+                landing = loops.launched(loop, keys, job, start, stop, lambda i, j: self._merged(job, facts, i, j)[0])
+            return self._launched(job, facts, start, stop) if landing is None else landing
+
+        return launch
 
     def _launched(self, job: Job, facts: dict[int, list[Any]], start: int, stop: int) -> Landing:
         """Begin to compute one block on the device."""

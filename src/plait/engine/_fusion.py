@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plait.engine._plan import Job, Plan
-from plait.kernels import INPUTS, Bound, Graph, Kernel, Pending, Traced, Untraceable, build, source_of
+from plait.kernels import INPUTS, Bound, Graph, Kernel, Pending, Traced, Untraceable, build, device_kernel, source_of
 from plait.methods import Group, Subject
 from plait.tensors.randomness import SEGMENT, key_of
 
@@ -74,8 +74,9 @@ class Fusion:
         refused: reasons why something runs in blocks, with how often.
     """
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, device: torch.device) -> None:
         self.plan = plan
+        self._device = device
         self.refused: dict[str, int] = {}
         self.built = 0
         self.spent = (0.0, 0.0)
@@ -169,7 +170,7 @@ class Fusion:
         except Untraceable as reason:
             return self._refuse(str(reason.args[0])), reason.args[1] if len(reason.args) > 1 else {"name"}
         if kernel is None:
-            return self._refuse("no C compiler"), set()
+            return self._refuse("no compiler"), set()
         return Bound(kernel, graph, None if output is not None else found), asked
 
     def differs(self, job: Job) -> None:
@@ -183,13 +184,16 @@ class Fusion:
         """Return the compiled loop of a graph; None without a compiler."""
         key = (graph.structure, inputs, output)
         if key not in self._kernels:
-            made = build(source_of(graph, inputs, output, SEGMENT))
-            if made is None:
-                self._kernels[key] = None
-            else:
-                self.built += made[1]
-                self._kernels[key] = Kernel(made[0], inputs, output, made[1])
+            made = self._made(graph, inputs, output)
+            self.built += made is not None and made.fresh
+            self._kernels[key] = made
         return self._kernels[key]
+
+    def _made(self, graph: Graph, inputs: tuple[torch.dtype, ...], output: torch.dtype | None) -> Kernel | None:
+        if self._device.type != "cpu":
+            return device_kernel(graph, inputs, output, SEGMENT, self._device)
+        made = build(source_of(graph, inputs, output, SEGMENT))
+        return None if made is None else Kernel(made[0], inputs, output, made[1])
 
     def keys(self, bound: Bound, job: Job) -> Any:
         """The random generator's keys for one job."""

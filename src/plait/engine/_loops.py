@@ -15,7 +15,7 @@ from plait.engine._plan import Job
 from plait.engine._read import Reader
 from plait.kernels import Bound, Totals
 
-__all__ = ["Loops"]
+__all__ = ["Loops", "bits_of", "proof_end"]
 
 #: elements that are compared with torch, and those of all inputs together
 _PROOF, _PROOF_IN_ALL = 1 << 16, 1 << 18
@@ -41,7 +41,7 @@ class Loops:
             return bound.kernel.proven
         with self._proving:  # once, and in one thread: torch needs many times the memory
             if bound.kernel.proven is None:
-                trial, end = Totals(bound), _proof(job, 0, job.entry.numel)
+                trial, end = bound.totals(), proof_end(job, 0, job.entry.numel)
                 self.collect(bound, job, trial, [(0, end)], note=False)
                 with self._reader.aside():
                     bound.kernel.proven = same_summary(trial.fill(bound.tree), expected(0, end))
@@ -79,20 +79,21 @@ class Loops:
         if bound.kernel.proven is None:
             with self._proving:
                 if bound.kernel.proven is None:
-                    end = _proof(job, start, stop)
+                    end = proof_end(job, start, stop)
                     with self._reader.aside():
-                        bound.kernel.proven = torch.equal(_bits(result[: end - start]), _bits(expected(start, end)))
+                        bound.kernel.proven = torch.equal(bits_of(result[: end - start]), bits_of(expected(start, end)))
                     if not bound.kernel.proven:
                         self.fusion.differs(job)
         return result if bound.kernel.proven else None
 
 
-def _proof(job: Job, start: int, stop: int) -> int:
+def proof_end(job: Job, start: int, stop: int) -> int:
     """Where the elements end that are compared: torch needs many times their memory, and a loop is the same for all."""
     row = max(job.subject.row, 1) if job.unit == "row" else 1
     most = min(_PROOF, max(_PROOF_IN_ALL // len(job.sources) // _STEP, 1) * _STEP)
     return min(stop, start + max(most // row, 1) * row)
 
 
-def _bits(values: Tensor) -> Tensor:
+def bits_of(values: Tensor) -> Tensor:
+    """Numbers as bytes, so that equal means equal to the bit."""
     return values.contiguous().view(torch.uint8)

@@ -19,6 +19,7 @@ __all__ = ["Options", "Progress", "Silent", "default_threads"]
 _BLOCK = 1 << 18
 #: … and elsewhere, where a copy takes its time to begin
 _BLOCK_ELSEWHERE = 1 << 22
+_THREADS_ELSEWHERE = 4
 
 
 class Progress(Protocol):
@@ -47,11 +48,13 @@ class Silent:
         """Ignore."""
 
 
-def default_threads() -> int:
-    """The cores this process may use."""
+def default_threads(device: str = "cpu") -> int:
+    """The cores this process may use; of them a few for another device, which more would only make wait."""
     if hasattr(os, "sched_getaffinity"):
-        return max(1, len(os.sched_getaffinity(0)))
-    return os.cpu_count() or 1
+        cores = max(1, len(os.sched_getaffinity(0)))
+    else:
+        cores = os.cpu_count() or 1
+    return cores if device == "cpu" else min(cores, _THREADS_ELSEWHERE)
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ class Reader:
         """Read one block, converted, into a buffer of the slot, or onto the device."""
         count = stop - start
         if self.transfers is not None:
-            values = self._sent(slot, tensor, start, stop).to(compute)
+            values = self.sent(slot, tensor, start, stop).to(compute)
             if self._strict:
                 self.transfers.lane.expect(values)
             return values
@@ -63,12 +63,12 @@ class Reader:
             check_finite(values, tensor, start)
         return values
 
-    def _sent(self, key: int | str, tensor: LazyTensor, start: int, stop: int) -> Tensor:
+    def sent(self, key: int | str, tensor: LazyTensor, start: int, stop: int, note: bool = True) -> Tensor:
         """Read elements as they are stored, and begin to copy them to the device."""
         assert self.transfers is not None
         slot = self.transfers.lane.slot(key)
         raw = tensor.read(start, stop, slot.room((stop - start) * tensor.dtype.itemsize))
-        if self.hashes is not None:
+        if self.hashes is not None and note and self.scratch.noting:
             self.hashes.update(tensor, start, stop - start, bytes_of(raw))
         return slot.send(raw)
 
@@ -85,7 +85,7 @@ class Reader:
         if self.transfers is not None:
             for start in range(0, tensor.numel, _PIECE_ELSEWHERE):
                 stop = min(start + _PIECE_ELSEWHERE, tensor.numel)
-                values[start:stop].copy_(self._sent("piece", tensor, start, stop))
+                values[start:stop].copy_(self.sent("piece", tensor, start, stop))
             return values.view(job.entry.shape)
         for start, raw in self._pieces(tensor):
             values[start : start + raw.numel()].copy_(raw)

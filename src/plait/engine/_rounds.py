@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
+from plait.engine._device_loops import DeviceLoops
 from plait.engine._fusion import Fusion, read_as
 from plait.engine._loops import Loops
 from plait.engine._plan import Job
@@ -27,7 +28,7 @@ class Surveyor(Protocol):
 
     facts: dict[int, list[Any]]
     fusion: Fusion | None
-    loops: Loops | None
+    loops: Loops | DeviceLoops | None
 
     def chained(self, job: Job, /) -> bool: ...
     def facts_before(self, job: Job, step: int, /) -> dict[int, list[Any]]: ...

@@ -89,7 +89,7 @@ def resident_memory(plan: Plan, options: Options) -> int:
     """Predict the peak of the process: the interpreter and the tensors in flight."""
     block = check_memory(plan, options)
     limit = hold_limit(plan, options, block)
-    kept = max((n for job in plan.jobs if holdable(job) and (n := input_bytes(job)) <= limit), default=0)
+    kept = max((n for job in plan.jobs if limit and holdable(job) and (n := input_bytes(job)) <= limit), default=0)
     return INTERPRETER + plan.memory(block, options.threads, options.memory) + options.threads * kept
 
 
@@ -106,7 +106,7 @@ def holdable(job: Job) -> bool:
 
 def hold_limit(plan: Plan, options: Options, block: int) -> int:
     """Bytes of inputs that each thread may keep beside what its blocks take, within the budget."""
-    if not any(holdable(job) for job in plan.jobs):
+    if options.device != "cpu" or not any(holdable(job) for job in plan.jobs):
         return 0
     flowing = max((job.memory(block) for job in plan.jobs), default=0)
     return max(0, min(_HOLD, options.memory // options.threads - flowing))

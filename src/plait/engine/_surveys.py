@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plait.engine._device import at_home, named_memory
+from plait.engine._device_loops import DeviceLoops
 from plait.engine._experts import low_rank_of
 from plait.engine._fusion import Fusion
 from plait.engine._hashes import InputHashes
@@ -19,7 +20,7 @@ from plait.engine._loops import Loops
 from plait.engine._plan import Job, Plan
 from plait.engine._read import Reader
 from plait.engine._rounds import two_rounds
-from plait.kernels import Bound, Tally, Totals
+from plait.kernels import BUILDERS, Bound, Tally
 from plait.methods import Combiner, Group, Modifier, Sparsifier
 from plait.tensors.factors import Factors, factor
 from plait.tensors.randomness import Draws
@@ -55,10 +56,15 @@ class Surveys:
         self.factoriser = factoriser
         self.keep = keep
         self.facts: dict[int, list[Any]] = {}
-        self.fusion = Fusion(plan) if fused and self.device.type == "cpu" and replay is None else None
+        here = self.device.type == "cpu"
+        fused = fused and replay is None and (here or self.device.type in BUILDERS)
+        self.fusion = Fusion(plan, self.device) if fused else None
         self._strict = not plan.recipe.allow_nonfinite
         self._reader = Reader(hashes, self.device, self._strict, hold)
-        self.loops = Loops(self.fusion, self._reader, self._group) if self.fusion is not None else None
+        self.loops: Loops | DeviceLoops | None = None
+        if self.fusion is not None:
+            loops = DeviceLoops(self.fusion, self._reader) if not here else None
+            self.loops = loops or Loops(self.fusion, self._reader, self._group)
         self._tensor_facts: OrderedDict[str, dict[int, list[Any]]] = OrderedDict()
         self._lock = threading.Lock()
         self._job_locks: dict[str, threading.Lock] = {}
@@ -149,7 +155,7 @@ class Surveys:
         if bound is None or not self.proven(bound, job, step, facts):
             return self._in_blocks(job, step, facts, self.ranges(job))
         assert self.loops is not None
-        totals = Totals(bound) if tally is None else tally.of(bound)
+        totals = bound.totals() if tally is None else tally.of(bound)
         self.loops.collect(bound, job, totals, self.ranges(job))
         if tally is not None:
             return None

@@ -8,12 +8,14 @@ something else, torch computes in blocks.
 
 from plait.kernels._build import build, compiler
 from plait.kernels._c import INPUTS
+from plait.kernels._device import BUILDERS, device_kernel
 from plait.kernels._emit import FLAG_INPUT, FLAG_RESULT, source_of
 from plait.kernels._graph import Graph, Sink, Untraceable
 from plait.kernels._kernel import Bound, Kernel, Tally, Totals, Window, fill
 from plait.kernels._trace import Pending, Traced
 
 __all__ = [
+    "BUILDERS",
     "FLAG_INPUT",
     "FLAG_RESULT",
     "INPUTS",
@@ -29,6 +31,7 @@ __all__ = [
     "Window",
     "build",
     "compiler",
+    "device_kernel",
     "fill",
     "source_of",
 ]

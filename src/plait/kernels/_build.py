@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Compiler", "build", "compiler"]
+__all__ = ["Compiler", "build", "cache_folder", "compiler"]
 
 #: nothing here may change a bit: no contraction, no reassociation, no flushing of small numbers
 _FLAGS = ("-O3", "-std=gnu11", "-fPIC", "-shared", "-ffp-contract=off", "-fno-math-errno", "-fno-trapping-math")
@@ -85,13 +85,17 @@ def _scratch() -> tempfile.TemporaryDirectory[str]:
     return tempfile.TemporaryDirectory(prefix="plait-kernels-")
 
 
+def cache_folder() -> Path:
+    """Where compiled code is kept: the user's cache, or a folder of this process where that cannot be trusted."""
+    return _folder() or Path(_scratch().name)
+
+
 def build(source: str) -> tuple[Any, bool] | None:
     """Return the function of a source and whether it had to be compiled; None where that is impossible."""
     found = compiler()
     if found is None:
         return None
-    folder = _folder() or Path(_scratch().name)
-    target = folder / f"{found.key(source)}.so"
+    target = cache_folder() / f"{found.key(source)}.so"
     fresh = not target.exists()
     try:
         if fresh:

@@ -36,16 +36,23 @@ class Kernel:
         output: dtype it writes; None for a survey.
         proven: whether its result has been compared with torch's in this process; None: not yet.
         fresh: whether it was compiled in this process.
+        totals: makes what a survey adds up in.
     """
 
     def __init__(
-        self, function: Any, inputs: tuple[torch.dtype, ...], output: torch.dtype | None, fresh: bool = False
+        self,
+        function: Any,
+        inputs: tuple[torch.dtype, ...],
+        output: torch.dtype | None,
+        fresh: bool = False,
+        totals: Callable[[Bound], Totals] | None = None,
     ) -> None:
         self.function = function
         self.inputs = inputs
         self.output = output
         self.proven: bool | None = None
         self.fresh = fresh
+        self.totals: Callable[[Bound], Totals] = totals or Totals
 
 
 @dataclass(frozen=True)
@@ -136,6 +143,9 @@ class Totals:
             found[index] = place.ctypes.data
         return found
 
+    def settle(self) -> None:
+        """Wait until all is counted: here nothing is on its way."""
+
     def add(self, length: int) -> None:
         """Take over the sums of the last call."""
         segments = -(-length // SEGMENT)
@@ -192,7 +202,7 @@ class Tally:
         """Where this thread adds up what a kernel finds."""
         key = (threading.get_ident(), id(bound))
         if key not in self._held:
-            self._held[key] = (bound, Totals(bound))
+            self._held[key] = (bound, bound.totals())
         return self._held[key][1]
 
     def parts(self) -> list[tuple[Bound, Totals]]:
@@ -238,6 +248,38 @@ class Bound:
     def room(self, length: int) -> int:
         """Bytes of memory of its own that a block of so many elements needs."""
         return room(self._graph, length)
+
+    def totals(self) -> Totals:
+        """Return where its summaries are added up in one thread."""
+        return self.kernel.totals(self)
+
+    def launch(
+        self,
+        stream: Any,
+        inputs: Sequence[int],
+        length: int,
+        out: int,
+        offset: int,
+        flags: int,
+        keys: Any = None,
+        totals: Totals | None = None,
+    ) -> None:
+        """Begin to run over one block on a device, on a stream.
+
+        Addresses are the device's: `flags` that of an int32 to which the flags are added, the others as for `run`.
+        """
+        values: dict[str, Any] = {
+            "in": inputs,
+            "numbers": self._numbers,
+            "integers": self.integers,
+            "out": out,
+            "flags": flags,
+        }
+        values |= {"n": length, "offset": offset, "keys": () if keys is None else keys.tolist()}
+        values["sinks"] = () if totals is None else totals.addresses(length)
+        self.kernel.function(stream, values)
+        if totals is not None:
+            totals.add(length)
 
     def run(
         self,

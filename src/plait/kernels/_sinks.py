@@ -4,7 +4,21 @@ from __future__ import annotations
 
 from plait.kernels._graph import Untraceable
 
-__all__ = ["BINS", "LANES", "SUMS", "TABLES", "TILE", "WINDOWS", "close", "collect", "collect_sums", "prepare"]
+__all__ = [
+    "BINS",
+    "LANES",
+    "SUMS",
+    "TABLES",
+    "TILE",
+    "WINDOWS",
+    "close",
+    "collect",
+    "collect_sums",
+    "key_of",
+    "prepare",
+    "shift_of",
+    "wide",
+]
 
 #: elements whose intermediate values are kept at once
 TILE = 2048
@@ -23,6 +37,23 @@ WINDOWS = {"count_fine": 1 << 15, "count_lower": 1 << 16, "window_magnitudes": 1
 _WIDE = ("window_magnitudes", "window_numbers")
 _SHIFT = {"count_coarse": 15, "count_fine": 15, "window_magnitudes": 15}
 _SHIFT |= {"count_upper": 16, "count_lower": 16, "window_numbers": 16}
+
+
+def shift_of(kind: str) -> int:
+    """Bits of what is counted that lie below a bin of the coarse counts."""
+    return _SHIFT[kind]
+
+
+def wide(kind: str) -> bool:
+    """Whether a window's width is a number of its own, after that of its first bin."""
+    return kind in _WIDE
+
+
+def key_of(kind: str, value: str) -> str:
+    """An unsigned integer that grows with what is counted: the magnitude, or the signed number."""
+    if kind in ("count_coarse", "count_fine", "window_magnitudes"):
+        return f"(as_bits({value}) & 0x7fffffffu)"
+    return f"((uint32_t)ordered({value}) ^ 0x80000000u)"
 
 
 def prepare(number: int, kind: str, parameter: int | None) -> list[str]:
@@ -47,21 +78,15 @@ def prepare(number: int, kind: str, parameter: int | None) -> list[str]:
     return lines
 
 
-def _key(kind: str, tile: str) -> str:
-    """An unsigned integer that grows with what is counted: the magnitude, or the signed number."""
-    if kind in ("count_coarse", "count_fine", "window_magnitudes"):
-        return f"(as_bits({tile}[i]) & 0x7fffffffu)"
-    return f"((uint32_t)ordered({tile}[i]) ^ 0x80000000u)"
-
-
 def collect(number: int, kind: str, args: tuple[int, ...]) -> list[str]:
     """What a summary that counts in bins does with one tile."""
     tile = f"t{args[0]}"
     if kind in ("count_coarse", "count_upper"):
         tables = [f"h{number}[{j * BINS[kind]} + x[i + {j}]]++;" for j in range(TABLES)]
+        key = key_of(kind, f"{tile}[i]")
         return [
             "        { uint16_t x[TILE];",
-            f"          for (int64_t i = 0; i < m; i++) x[i] = (uint16_t)({_key(kind, tile)} >> {_SHIFT[kind]});",
+            f"          for (int64_t i = 0; i < m; i++) x[i] = (uint16_t)({key} >> {_SHIFT[kind]});",
             "          int64_t i = 0;",
             f"          for (; i + {TABLES - 1} < m; i += {TABLES}) {{ {' '.join(tables)} }}",
             f"          for (; i < m; i++) h{number}[x[i]]++; }}",
@@ -69,7 +94,7 @@ def collect(number: int, kind: str, args: tuple[int, ...]) -> list[str]:
     if kind in WINDOWS:
         return [
             "        { uint32_t x[TILE], found[TILE + 16], more = 0;",
-            f"          for (int64_t i = 0; i < m; i++) x[i] = {_key(kind, tile)};",
+            f"          for (int64_t i = 0; i < m; i++) x[i] = {key_of(kind, f'{tile}[i]')};",
             f"          const uint32_t top = l{number} + (w{number} - 1);",
             "          for (int64_t i = 0; i < m; i++) more += x[i] > top;",
             f"          *above{number} += more;",
