@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import json
 import sys
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,8 +34,8 @@ def encode(value: Any) -> Any:
     if isinstance(value, dict):
         return {"pairs": [[encode(k), encode(v)] for k, v in value.items()]}
     if isinstance(value, Tensor):
-        data = base64.b64encode(bytes_of(value.cpu().reshape(-1))).decode()
-        return {"tensor": data, "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        packed = zlib.compress(bytes_of(value.cpu().reshape(-1)), level=1)  # counts are zero nearly everywhere
+        return {"packed": base64.b64encode(packed).decode(), "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": [type(value).__module__, type(value).__qualname__], "fields": fields}
@@ -50,9 +51,9 @@ def decode(value: Any) -> Any:
         return tuple(items) if value["tuple"] else items
     if "pairs" in value:
         return {decode(k): decode(v) for k, v in value["pairs"]}
-    if "tensor" in value:
-        dtype = getattr(torch, value["dtype"])
-        flat = torch.frombuffer(bytearray(base64.b64decode(value["tensor"])), dtype=torch.uint8).view(dtype)
+    if "packed" in value:
+        dtype, unpacked = getattr(torch, value["dtype"]), zlib.decompress(base64.b64decode(value["packed"]))
+        flat = torch.frombuffer(bytearray(unpacked), dtype=torch.uint8).view(dtype)
         return flat.reshape(value["shape"])
     module, name = value["class"]
     cls = getattr(sys.modules[module], name)
@@ -85,7 +86,7 @@ class FactStore:
         """Return the totals of a round that an earlier run has finished, or None."""
         try:
             return decode(unsealed(self.load(f"facts-{plan}-{step}-{number}.json")))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zlib.error):
             return None  # absent, cut short or altered: count again
 
     def keep(self, plan: int, step: int, number: int, total: Any) -> None:

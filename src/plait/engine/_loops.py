@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,8 +17,9 @@ from plait.kernels import Bound, Totals
 
 __all__ = ["Loops", "bits_of", "proof_end"]
 
-#: elements that are compared with torch
-_PROOF = 1 << 16
+#: elements that are compared with torch, and those of all inputs together
+_PROOF, _PROOF_IN_ALL = 1 << 16, 1 << 18
+_STEP = 1 << 12
 
 
 class Loops:
@@ -30,18 +32,22 @@ class Loops:
     def __init__(self, fusion: Fusion, reader: Reader, complain: Callable[[Job, int, int], Any]) -> None:
         self.fusion = fusion
         self._reader = reader
+        self._proving = threading.Lock()
         self._complain = complain  # reads a block in torch, which names the tensor that is not finite
 
     def proven(self, bound: Bound, job: Job, expected: Callable[[int, int], Any]) -> bool:
         """Compare a survey's loop with what torch finds in the first elements, once."""
-        if bound.kernel.proven is None:
-            trial, end = bound.totals(), proof_end(job, 0, job.entry.numel)
-            self.collect(bound, job, trial, [(0, end)], note=False)
-            with self._reader.aside():
-                bound.kernel.proven = same_summary(trial.fill(bound.tree), expected(0, end))
-            trial.release()
-            if not bound.kernel.proven:
-                self.fusion.differs(job)
+        if bound.kernel.proven is not None:
+            return bound.kernel.proven
+        with self._proving:  # once, and in one thread: torch needs many times the memory
+            if bound.kernel.proven is None:
+                trial, end = bound.totals(), proof_end(job, 0, job.entry.numel)
+                self.collect(bound, job, trial, [(0, end)], note=False)
+                with self._reader.aside():
+                    bound.kernel.proven = same_summary(trial.fill(bound.tree), expected(0, end))
+                trial.release()
+                if not bound.kernel.proven:
+                    self.fusion.differs(job)
         return bound.kernel.proven
 
     def collect(
@@ -71,19 +77,21 @@ class Loops:
         if written is not job.entry.dtype and not finite(result):
             return None
         if bound.kernel.proven is None:
-            end = proof_end(job, start, stop)
-            with self._reader.aside():
-                bound.kernel.proven = torch.equal(bits_of(result[: end - start]), bits_of(expected(start, end)))
-            if not bound.kernel.proven:
-                self.fusion.differs(job)
-                return None
-        return result
+            with self._proving:
+                if bound.kernel.proven is None:
+                    end = proof_end(job, start, stop)
+                    with self._reader.aside():
+                        bound.kernel.proven = torch.equal(bits_of(result[: end - start]), bits_of(expected(start, end)))
+                    if not bound.kernel.proven:
+                        self.fusion.differs(job)
+        return result if bound.kernel.proven else None
 
 
 def proof_end(job: Job, start: int, stop: int) -> int:
     """Where the elements end that are compared: torch needs many times their memory, and a loop is the same for all."""
     row = max(job.subject.row, 1) if job.unit == "row" else 1
-    return min(stop, start + max(_PROOF // row, 1) * row)
+    most = min(_PROOF, max(_PROOF_IN_ALL // len(job.sources) // _STEP, 1) * _STEP)
+    return min(stop, start + max(most // row, 1) * row)
 
 
 def bits_of(values: Tensor) -> Tensor:

@@ -22,6 +22,8 @@ __all__ = ["ROW_BLOCK", "Job", "Plan"]
 #: elements in a block of a row-wise method; fixed, because sums over blocks of another size could round differently
 ROW_BLOCK = 1 << 18
 _UNITS = ("element", "row", "tensor")
+#: inputs from which blocks are smaller, so that those of many experts take no more memory; blocks are multiples of this
+_INPUTS, _LEAST = 10, 1 << 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,8 @@ class Job:
         if self.unit == "row":
             row = max(self.subject.row, 1)
             return min(numel, max(1, ROW_BLOCK // row) * row)
-        return min(numel, preferred)
+        most = max(preferred * _INPUTS // max(len(self.sources), _INPUTS) // _LEAST * _LEAST, _LEAST)
+        return min(numel, preferred, most)
 
     def memory(self, preferred: int) -> int:
         """Bytes of tensors in flight while this job runs."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import reduce
 from itertools import accumulate
 from typing import Any, Protocol
@@ -14,9 +14,8 @@ from plait.engine._device_loops import DeviceLoops
 from plait.engine._fusion import Fusion, read_as
 from plait.engine._loops import Loops
 from plait.engine._plan import Job
-from plait.engine._speculate import Aim, aim, enlarged, hit, windowed
+from plait.engine._speculate import SLACK, Aim, aim, enlarged, hit, shifted, windowed
 from plait.kernels import Bound, Graph, Tally, Untraceable, fill
-from plait.tensors.sums import Each
 
 __all__ = ["two_rounds"]
 
@@ -95,11 +94,15 @@ class _Rounds:
         return counted
 
     def _picked(self, job: Job) -> list[tuple[int, int]]:
-        """The chunks of a job that are sampled: at even distances over all jobs in a row, so that none counts twice."""
+        """The chunks of a job that are sampled: at even distances over all jobs in a row, so that none counts twice.
+
+        A chunk may run over many small tensors.
+        """
         stride = _CHUNK * max(1, min(_SHARE, self.total // _ENOUGH))
         before, size = self._offsets[job.name], job.entry.numel
-        first = -before % stride
-        return [(start, min(start + _CHUNK, size)) for start in range(first, size, stride)]
+        first = before // stride * stride - before  # where the last chunk before this job begins
+        chunks = ((max(start, 0), min(start + _CHUNK, size)) for start in range(first, size, stride))
+        return [(start, stop) for start, stop in chunks if start < stop]
 
     def count(self, jobs: Sequence[Job], aims: Sequence[Aim], tally: Tally, done: Callable[[Job], None]) -> None:
         """Count inside the windows."""
@@ -124,6 +127,21 @@ class _Rounds:
             self._bound[key] = Bound(kernel, graph)
         return self._bound[key]
 
+    def _aimed(self, lead: Job, first: tuple[Graph, Any], spread: Spread) -> list[Aim] | None:
+        """Where to count, as a sample says."""
+        tally = Tally()
+        size = sum(spread(self.jobs, lambda jobs: self.sample(jobs, tally)))
+        if not size:
+            return None
+        whole = [enlarged(item, size, self.total) for item in _added(tally)]
+
+        def second(share: float) -> Graph:
+            """The second round's graph, if what the sample says of the first is off by a share of all elements."""
+            guess = [shifted(item, share) for item in whole]
+            return self.trace(lead, (fill(first[1], lambda pending: guess[pending.index]),))[0]
+
+        return aim(first[0], [second(share) for share in (0.0, SLACK, -SLACK)])
+
     def run(self, spread: Spread, done: Callable[[Job], None]) -> tuple[Any, Any] | None:
         """Sample, aim, count; None where the rounds must be run one by one."""
         lead = max(self.jobs, key=lambda job: job.entry.numel)
@@ -132,29 +150,22 @@ class _Rounds:
             first = self._first = self.trace(lead, ())
             if not any(sink.kind in ("count_coarse", "count_upper") for sink in first[0].sinks):
                 return None
-            tally = Tally()
-            size = sum(spread(self.jobs, lambda jobs: self.sample(jobs, tally)))
-            if not size:
-                return None
-            sampled = _added(tally)
-            whole = [enlarged(item, size, self.total) for item in sampled.items]
-            about = fill(first[1], lambda pending: whole[pending.index])
-            aims = aim(first[0], self.trace(lead, (about,))[0], whole)
+            aims = self._aimed(lead, first, spread)
             if aims is None:
                 return None
             tally = Tally()
             for _ in spread(self.jobs, lambda jobs: self.count(jobs, aims, tally, done)):
                 pass
-            found = _added(tally)
-            return hit(first, aims, found.items, self.total, lambda coarse: self.trace(lead, (coarse,)))
+            return hit(first, aims, list(_added(tally)), self.total, lambda coarse: self.trace(lead, (coarse,)))
         except (Untraceable, _NotHereError):
             return None
 
 
-def _added(tally: Tally) -> Each:
+def _added(tally: Tally) -> Iterator[Any]:
     """What all threads have counted; sink by sink, so that little of it is there twice."""
     every = [totals for _, totals in tally.parts()]
-    return Each(tuple(reduce(operator.add, (totals.taken(i) for totals in every)) for i in range(len(every[0].sinks))))
+    for i in range(len(every[0].sinks)):
+        yield reduce(operator.add, (totals.taken(i) for totals in every))
 
 
 def two_rounds(

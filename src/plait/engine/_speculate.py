@@ -17,12 +17,15 @@ import torch
 from plait.kernels import Graph, Pending, Sink, Untraceable, Window, fill
 from plait.tensors.selection import Counts
 
-__all__ = ["Aim", "aim", "enlarged", "hit", "windowed"]
+__all__ = ["SLACK", "Aim", "aim", "enlarged", "hit", "shifted", "windowed"]
 
-#: share of a sample by which its ranks may be off, and bins beyond which no window reaches
-_SLACK, _REACH = 0.002, 6
+#: share of all elements by which a sample's ranks may be off
+SLACK = 0.003
+#: bins on either side of a sample's rank that are counted in a row, at most
+_REACH = 6
 _COARSE = {"count_coarse": ("count_fine", "window_magnitudes"), "count_upper": ("count_lower", "window_numbers")}
-_MOST = 4  # windows for one vector
+_LAST = 65534  # bin that a window can hold: above it there must be another
+_MOST = 6  # windows for one vector
 
 
 @dataclass(frozen=True)
@@ -63,19 +66,23 @@ def _wanted(first: Graph, second: Graph) -> list[tuple[int, int, int]] | None:
     return found
 
 
-def _around(counts: Counts, place: int) -> range:
-    """Bins around one that hold, on either side, more of a sample than chance can shift a rank by."""
-    bins = counts.bins
-    slack = _SLACK * float(bins.sum())
-    low = high = place
-    below = above = 0.0
-    while low > 0 and place - low < _REACH and (below < slack or place - low < 1):
-        low -= 1
-        below += float(bins[low])
-    while high < 65534 and high - place < _REACH and (above < slack or high - place < 1):
-        high += 1
-        above += float(bins[high])
-    return range(low, min(high, 65534) + 1)
+def _around(places: Sequence[Sequence[int]]) -> set[int]:
+    """Bins in which ranks may lie.
+
+    Args:
+        places: the bins of the wanted ranks in order: as the sample says, and if it is off by SLACK either way. Bins
+            between these are counted as well, but for those far from the sample's own: of a vector whose numbers are
+            few and far apart, most are empty.
+    """
+    own = places[0]
+    if len({len(found) for found in places}) > 1:  # two neighbours are in one bin here, in two there
+        bounds = [(min(map(min, places)), max(map(max, places)))] * len(own)
+    else:
+        bounds = [(min(same), max(same)) for same in zip(*places, strict=True)]
+    found = {place for way in places for place in way}
+    for place, (low, high) in zip(own, bounds, strict=True):
+        found.update(range(max(low, place - _REACH), min(high, place + _REACH) + 1))
+    return found
 
 
 def enlarged(summary: Any, sampled: int, total: int) -> Any:
@@ -89,26 +96,37 @@ def enlarged(summary: Any, sampled: int, total: int) -> Any:
     return Counts(bins)
 
 
-def aim(first: Graph, second: Graph, guess: Sequence[Any]) -> list[Aim] | None:
+def shifted(summary: Any, share: float) -> Any:
+    """Counts of which every rank lies further up, or down, by a share of all elements."""
+    if not isinstance(summary, Counts) or not share:
+        return summary
+    bins = summary.bins if share > 0 else summary.bins.flip(0)
+    moved = min(round(abs(share) * summary.total), summary.total)
+    taken = torch.minimum(bins, (moved - (bins.cumsum(0) - bins)).clamp_min(0))
+    bins = bins - taken
+    bins[int(bins.nonzero()[-1]) if summary.total > moved else -1] += moved
+    return Counts(bins if share > 0 else bins.flip(0))
+
+
+def aim(first: Graph, seconds: Sequence[Graph]) -> list[Aim] | None:
     """Where to count; None if that cannot be.
 
     Args:
         first: graph of the first round.
-        second: graph of the second, given what a sample says.
-        guess: what the first round's sinks hold for the sample.
+        seconds: graphs of the second, given what a sample says, and what it would say if it were off either way.
     """
-    wanted = _wanted(first, second)
-    if not wanted:
-        return None
-    bins: dict[int, set[int]] = {}
-    for _, coarse, place in wanted:
-        bins.setdefault(coarse, set()).update(_around(guess[coarse], place))
-    if len(bins) != sum(sink.kind in _COARSE for sink in first.sinks):
+    bins: dict[int, list[set[int]]] = {}
+    for number, second in enumerate(seconds):
+        for _, coarse, place in _wanted(first, second) or ():
+            bins.setdefault(coarse, [set() for _ in seconds])[number].add(place)
+    if len(bins) != sum(sink.kind in _COARSE for sink in first.sinks) or not all(map(all, bins.values())):
         return None
     found: list[Aim] = []
     for coarse, places in bins.items():
         runs: list[Aim] = []
-        for place in sorted(places):
+        for place in sorted(_around([sorted(way) for way in places])):
+            if place > _LAST:
+                return None
             if runs and runs[-1].low + runs[-1].width == place:
                 runs[-1] = Aim(coarse, runs[-1].low, runs[-1].width + 1)
             else:

@@ -22,6 +22,7 @@ from plait.tensors.sums import SEGMENT, ExactSum
 __all__ = ["Bound", "Kernel", "Tally", "Totals", "Window", "fill"]
 
 _BATCH = 1 << 30  # elements after which 32-bit counts are moved on
+_PAGE = 1 << 10  # bins that are moved on, or not, together: most were never counted in
 _KEPT = 8  # zeroed tables of one size that are kept: fresh memory costs more than counting a small tensor
 _spare: dict[int, list[Any]] = {}
 _lock = threading.Lock()
@@ -83,6 +84,7 @@ class _Place:
         self.raw = np.zeros(size, np.uint8) if raw is None else raw
         self.small = self.raw[8 * self.window :].view(np.uint32).reshape(self.tables, self.bins)
         self.total: Any = None
+        self.clean = True  # whether nothing was counted since the last flush
 
     @property
     def above(self) -> int:
@@ -90,13 +92,23 @@ class _Place:
         return int(self.raw[:8].view(np.int64)[0])
 
     def flush(self) -> None:
-        counted = self.small.sum(axis=0, dtype=np.int64)
-        self.total = counted if self.total is None else self.total + counted
-        self.small.fill(0)
+        """Move the counts on; only memory that holds some is touched, so that the rest costs none."""
+        if self.clean:
+            return
+        paged = self.small.reshape(self.tables, -1, _PAGE)
+        counted = np.add.reduce(paged, axis=0, dtype=np.uint32)  # below 2³²: see _BATCH
+        used = counted.max(axis=1).nonzero()[0]
+        if self.total is None:
+            self.total = np.zeros(self.bins, np.int64)
+        self.total.reshape(-1, _PAGE)[used] += counted[used]
+        paged[:, used] = 0
+        self.clean = True
 
     def release(self) -> None:
         """Give the memory back, zero, for the next one of this size."""
-        self.raw.fill(0)
+        self.flush()
+        if self.window:
+            self.raw[:8] = 0
         with _lock:
             kept = _spare.setdefault(len(self.raw), [])
             if len(kept) < _KEPT:
@@ -126,7 +138,9 @@ class Totals:
         found = (ctypes.c_void_p * max(len(self.sinks), 1))()
         for index, (sink, held) in enumerate(zip(self.sinks, self._places, strict=True)):
             place = self._segments[index] if sink.kind in SUMS else self._counts[index:]
-            found[index] = (held.raw if held is not None else place).ctypes.data
+            if held is not None:
+                place, held.clean = held.raw, False
+            found[index] = place.ctypes.data
         return found
 
     def settle(self) -> None:
