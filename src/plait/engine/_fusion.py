@@ -211,7 +211,7 @@ def same_summary(a: Any, b: Any) -> bool:
         return a.dtype is b.dtype and torch.equal(a, b)
     if isinstance(a, Mapping):
         return a.keys() == b.keys() and all(same_summary(value, b[key]) for key, value in a.items())
-    if isinstance(a, list | tuple):
+    if isinstance(a, Sequence) and not isinstance(a, str):
         return len(a) == len(b) and all(map(same_summary, a, b))
     if dataclasses.is_dataclass(a):
         return all(same_summary(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))

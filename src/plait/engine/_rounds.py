@@ -10,9 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-from plait.engine._device_loops import DeviceLoops
 from plait.engine._fusion import Fusion, read_as
-from plait.engine._loops import Loops
+from plait.engine._loops import Proving
 from plait.engine._plan import Job
 from plait.engine._speculate import SLACK, Aim, aim, enlarged, hit, shifted, windowed
 from plait.kernels import Bound, Graph, Tally, Untraceable, fill
@@ -28,7 +27,7 @@ class Surveyor(Protocol):
 
     facts: dict[int, list[Any]]
     fusion: Fusion | None
-    loops: Loops | DeviceLoops | None
+    loops: Proving | None
 
     def chained(self, job: Job, /) -> bool: ...
     def facts_before(self, job: Job, step: int, /) -> dict[int, list[Any]]: ...
