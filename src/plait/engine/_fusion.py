@@ -114,6 +114,8 @@ class Fusion:
                 self._own.setdefault(job.name, {})[key] = (bound, dict(facts))
             else:
                 names = tuple(sorted(asked))
+                if bound is not None:
+                    bound.general = not names
                 answers = tuple(getattr(job.subject, name) for name in names)
                 self._shared.setdefault(key, {}).setdefault(names, {})[answers] = (bound, dict(facts))
             return bound
