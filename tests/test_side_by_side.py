@@ -1,4 +1,4 @@
-"""Many small tensors that lie side by side: computed by one call, with the bits, hashes and errors of each by itself."""
+"""Small tensors that lie side by side: computed by one call, with the bits, hashes and errors of each by itself."""
 
 from __future__ import annotations
 

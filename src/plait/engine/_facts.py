@@ -35,7 +35,11 @@ def encode(value: Any) -> Any:
         return {"pairs": [[encode(k), encode(v)] for k, v in value.items()]}
     if isinstance(value, Tensor):
         packed = zlib.compress(bytes_of(value.cpu().reshape(-1)), level=1)  # counts are zero nearly everywhere
-        return {"packed": base64.b64encode(packed).decode(), "dtype": str(value.dtype).removeprefix("torch."), "shape": list(value.shape)}
+        return {
+            "packed": base64.b64encode(packed).decode(),
+            "dtype": str(value.dtype).removeprefix("torch."),
+            "shape": list(value.shape),
+        }
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
         return {"class": [type(value).__module__, type(value).__qualname__], "fields": fields}

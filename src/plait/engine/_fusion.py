@@ -209,11 +209,11 @@ def same_summary(a: Any, b: Any) -> bool:
     """Whether two surveys found the same, to the bit."""
     if type(a) is not type(b) or isinstance(a, Pending):
         return False
-    if isinstance(a, Tensor):
+    if torch.is_tensor(a):
         return a.dtype is b.dtype and torch.equal(a, b)
-    if isinstance(a, Mapping):
+    if type(a) is dict:
         return a.keys() == b.keys() and all(same_summary(value, b[key]) for key, value in a.items())
-    if isinstance(a, list | tuple):
+    if type(a) in (list, tuple):
         return len(a) == len(b) and all(map(same_summary, a, b))
     if dataclasses.is_dataclass(a):
         return all(same_summary(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))

@@ -24,7 +24,7 @@ def side_by_side(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
     for job in jobs:
         if run and (size + job.entry.numel > _MOST or not _continues(run[-1], job)):
             yield run
-            run, size = [], 0
+            run, size = list[Job](), 0
         run.append(job)
         size += job.entry.numel
     if run:

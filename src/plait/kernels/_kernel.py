@@ -249,7 +249,7 @@ class Bound:
 
     @property
     def joins(self) -> bool:
-        """Whether it may run over several tensors as if they were one: it draws nothing, and no sum tells them apart."""
+        """Whether it may run over several tensors as if they were one: it draws and sums up nothing."""
         plain = not self.experts and not self._row
         return self.general and plain and not any(sink.kind in SUMS for sink in self.sinks)
 
