@@ -21,9 +21,13 @@ _TIES: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("decoder.embed_tokens.weight", ("shared.weight",)),
 )
 
+_ALIASES = tuple(alias for alias, _ in _TIES)
+
 
 def tied_to(name: str, names: Collection[str]) -> str | None:
     """Return the tensor that `name` is a copy of in a model with tied embeddings, or None."""
+    if not name.endswith(_ALIASES):
+        return None
     for alias, sources in _TIES:
         if name != alias and not name.endswith(f".{alias}"):
             continue

@@ -73,6 +73,11 @@ class LazyTensor(ABC):
         """Tell the system that these elements will be read soon."""
         del start, stop
 
+    def follows(self, other: LazyTensor) -> bool:
+        """Whether it begins in the same file, in the same dtype, where the other ends: `fill` may read both at once."""
+        del other
+        return False
+
     def memory(self, block: int) -> int:
         """Bytes held while the tensor is read in blocks of that many elements, beyond the block itself."""
         del block

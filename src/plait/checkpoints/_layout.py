@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 
 import torch
 
@@ -22,12 +23,12 @@ class Entry:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
-    @property
+    @cached_property
     def numel(self) -> int:
         """Number of elements."""
-        return int(torch.Size(self.shape).numel())
+        return prod(self.shape)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
         """Size in the file."""
         return self.numel * self.dtype.itemsize

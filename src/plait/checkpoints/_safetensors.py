@@ -12,12 +12,13 @@ from torch import Tensor
 
 from plait.checkpoints._base import LazyTensor
 from plait.checkpoints._dtypes import CODED, QUANTIZED, SAFETENSORS
-from plait.checkpoints._ranges import READ_AGAIN, RangedFile
+from plait.checkpoints._ranges import READ_AGAIN, LocalFile, RangedFile
 from plait.errors import CheckpointError, QuantizedCheckpointError
 
 __all__ = ["SafetensorsFile"]
 
 _MAX_HEADER = 100_000_000
+_LARGEST = 1 << 62
 
 
 class SafetensorsFile:
@@ -59,8 +60,9 @@ class SafetensorsFile:
             begin, end, tensor = self._entry(name, entry, start)
             spans.append((begin, end, name))
             self.tensors[name] = tensor
+        spans.sort()
         self._check_spans(spans, self.size - start)
-        self.file.learn([(start + begin, start + end, name) for begin, end, name in sorted(spans)])
+        self.file.learn([(start + begin, start + end, name) for begin, end, name in spans])
 
     def _unique(self, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
@@ -84,17 +86,18 @@ class SafetensorsFile:
             )
         if code not in SAFETENSORS and code not in CODED:
             raise CheckpointError(f"tensor {name!r} in {self.label} has the unknown dtype {code!r}.")
-        numbers = (*shape, begin, end)
-        if not all(isinstance(v, int) and not isinstance(v, bool) and 0 <= v < 1 << 62 for v in numbers):
-            raise self._bad(f"shape or offsets of {name!r} are not natural numbers.")
+        for number in (*shape, begin, end):
+            if type(number) is not int or not 0 <= number < _LARGEST:  # True and False are no numbers here
+                raise self._bad(f"shape or offsets of {name!r} are not natural numbers.")
         dtype = SAFETENSORS.get(code) or CODED[code]
         if prod(shape) * dtype.itemsize != end - begin:
             raise self._bad(f"{name!r} of shape {list(shape)} and dtype {code} does not fill its {end - begin} bytes.")
         return begin, end, _FileTensor(name, shape, dtype, self.file, start + begin)
 
     def _check_spans(self, spans: list[tuple[int, int, str]], available: int) -> None:
+        """Refuse spans, in ascending order, that do not fill the file without a gap."""
         expected, before = 0, ""
-        for begin, end, name in sorted(spans):
+        for begin, end, name in spans:
             if end > available:
                 raise self._bad(
                     f"{name!r} ends at byte {end} of the data, but only {available} are there: the file was cut short."
@@ -110,6 +113,8 @@ class SafetensorsFile:
 
 def _printable(name: str) -> bool:
     """Whether a name can be written again: half of a surrogate pair cannot."""
+    if name.isascii():
+        return True
     try:
         name.encode()
     except UnicodeEncodeError:
@@ -141,6 +146,16 @@ class _FileTensor(LazyTensor):
         """Read [start, stop) into a buffer with one positioned read."""
         if stop > start:
             self._file.read_bytes(self._offset + start * self.dtype.itemsize, into, f"tensor {self.name!r}")
+
+    def follows(self, other: LazyTensor) -> bool:
+        """Whether the other's bytes end where its own begin, in a file of this machine."""
+        return (
+            isinstance(other, _FileTensor)
+            and other._file is self._file
+            and other._offset + other.nbytes == self._offset
+            and other.dtype is self.dtype
+            and isinstance(self._file, LocalFile)
+        )
 
     def prefetch(self, start: int, stop: int) -> None:
         """Start reading ahead in the background."""

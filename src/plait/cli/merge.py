@@ -79,7 +79,8 @@ def register(app: typer.Typer) -> None:
         if output is None and not dry_run:
             raise RecipeError("say where the merged model should go: plait merge RECIPE -o FOLDER (or --dry-run).")
         began = since_start()
-        plan = for_target(compile_plan(recipe), target)
+        with loading():  # a plan lives as long as the process too
+            plan = for_target(compile_plan(recipe), target)
         planned = since_start()
         if dry_run:
             print_plan(plan, output, memory=memory, threads=threads, device=device, overwrite=overwrite, spool=spool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -67,6 +67,18 @@ class Evaluator(Surveys):
             before = launched
         if before is not None:
             yield before.start, self._landed(job, facts, before)
+
+    def together(self, jobs: Sequence[Job]) -> Tensor | None:
+        """Return the flat results of jobs that lie side by side, one after the other; None if each must be computed.
+
+        They lie in a buffer as those of `computing` do.
+        """
+        first = jobs[0]
+        own = any(m.rounds and (m.survey_scope == "tensor" or not self.chained(first)) for m in first.methods)
+        bound = None if own else self.joined(first, None, self._known(first))
+        if bound is None or not isinstance(self.loops, Loops):
+            return None
+        return self.loops.merged_together(bound, jobs)
 
     def block(self, job: Job, start: int, stop: int) -> Tensor:
         """Return the flat result of one block."""

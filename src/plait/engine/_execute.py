@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -150,13 +150,10 @@ def _fill(
     todo = [job for job in plan.jobs if job.name not in digests]
     lock = threading.Lock()
 
-    def finished(done: Finished) -> None:
+    def finished(made: Sequence[Finished]) -> None:
         with lock:
-            digests[done.job.name] = done.digest
-            for leaf, digest in zip(run.leaves(done.job), done.inputs, strict=True):
-                run.hashes.restore(leaf, digest)
-            inputs = {str(i): value for i, value in enumerate(done.inputs)}
-            output.journal.finish(done.job.name, done.digest, inputs)
+            digests.update((done.job.name, done.digest) for done in made)
+            output.journal.finish([(done.job.name, done.digest, done.inputs) for done in made])
 
     with executor.start(run) as workers:
         if todo:

@@ -76,15 +76,15 @@ class ThreadWorkers:
         return two_rounds(run.evaluators[index], jobs, step, spread, run.surveyed)
 
     def merge(
-        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Finished], None]
+        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Sequence[Finished]], None]
     ) -> None:
         """Merge in bundles, within the memory budget."""
         run = self._run
 
         def work(bundle: Bundle) -> None:
-            for job in bundle.jobs:
-                digest = run.merge(job, lambda start, values, name=job.name: output.write(name, start, values))
-                done(Finished(job, digest, [run.hashes.get(leaf) for leaf in run.leaves(job)]))
+            for jobs, digests in run.merges(bundle.jobs, output.write):
+                pairs = zip(jobs, digests, strict=True)
+                done([Finished(job, digest, [run.hashes.get(s) for s in run.leaves(job)]) for job, digest in pairs])
 
         for batch in output.batches(jobs):
             for _ in each(self._threads, bundles(batch, run.block), work, run.options, run.stop):

@@ -114,6 +114,8 @@ class Fusion:
                 self._own.setdefault(job.name, {})[key] = (bound, dict(facts))
             else:
                 names = tuple(sorted(asked))
+                if bound is not None:
+                    bound.general = not names
                 answers = tuple(getattr(job.subject, name) for name in names)
                 self._shared.setdefault(key, {}).setdefault(names, {})[answers] = (bound, dict(facts))
             return bound
@@ -207,11 +209,11 @@ def same_summary(a: Any, b: Any) -> bool:
     """Whether two surveys found the same, to the bit."""
     if type(a) is not type(b) or isinstance(a, Pending):
         return False
-    if isinstance(a, Tensor):
+    if torch.is_tensor(a):
         return a.dtype is b.dtype and torch.equal(a, b)
-    if isinstance(a, Mapping):
+    if type(a) is dict:
         return a.keys() == b.keys() and all(same_summary(value, b[key]) for key, value in a.items())
-    if isinstance(a, Sequence) and not isinstance(a, str):
+    if type(a) in (list, tuple):
         return len(a) == len(b) and all(map(same_summary, a, b))
     if dataclasses.is_dataclass(a):
         return all(same_summary(getattr(a, f.name), getattr(b, f.name)) for f in dataclasses.fields(a))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -53,6 +53,14 @@ class InputHashes:
             if running.reached == tensor.numel:
                 self._done[key] = running.state.hexdigest()
                 self._running.pop(key, None)
+
+    def whole(self, tensors: Sequence[LazyTensor], data: memoryview) -> None:
+        """Take note of all bytes of tensors that were read at once."""
+        end = 0
+        for tensor in tensors:
+            start, end = end, end + tensor.nbytes
+            if id(tensor) not in self._done:
+                self._done[id(tensor)] = xxhash.xxh3_128_hexdigest(data[start:end])
 
     def get(self, tensor: LazyTensor) -> str:
         """Return a tensor's hash, reading what no pass has read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,10 @@ def unsealed(line: str) -> Any:
     if xxhash.xxh3_64_hexdigest(text.encode()) != seal:
         raise ValueError("the checksum differs")
     return json.loads(text)
+
+
+#: JSON without spaces
+_dense = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Journal:
@@ -79,15 +84,18 @@ class Journal:
         while data:
             data = data[os.write(self._handle, data) :]
 
-    def finish(self, tensor: str, digest: str, inputs: dict[str, str]) -> None:
-        """Record that a tensor's bytes are in place.
+    def finish(self, made: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+        """Record that the bytes of tensors are in place: name, hash, and the hashes of the inputs.
 
         Raises:
             DiskSpaceError, OutputError: if it cannot be written; a part of the line may have been.
         """
-        record = {"tensor": tensor, "digest": digest, "inputs": inputs}
+        lines = []
+        for tensor, digest, inputs in made:
+            numbered = {str(i): value for i, value in enumerate(inputs)}
+            lines.append(sealed(_dense({"tensor": tensor, "digest": digest, "inputs": numbered})))
         try:
-            self._append(sealed(json.dumps(record, separators=(",", ":"))))
+            self._append("\n".join(lines))
         except OSError as error:
             full = error.errno in FULL
             raise (DiskSpaceError if full else OutputError)(

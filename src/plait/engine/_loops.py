@@ -33,7 +33,7 @@ class Proving(ABC):
     def __init__(self, fusion: Fusion, reader: Reader) -> None:
         self.fusion = fusion
         self._reader = reader
-        self._proving = threading.Lock()
+        self._proving = threading.RLock()
 
     @abstractmethod
     def collect(
@@ -96,19 +96,41 @@ class Loops(Proving):
             if bound.run(inputs, stop - start, None, start, keys, totals, space):
                 self._complain(job, start, stop)
 
-    def merged(
-        self, bound: Bound, keys: Any, job: Job, start: int, stop: int, expected: Callable[[int, int], Tensor]
-    ) -> Any:
-        """Run a merge's loop over one block; None where the result is not finite, or not torch's."""
-        count = stop - start
-        inputs = [self._reader.stored(job, slot, start, stop) for slot in range(len(job.sources))]
+    def collect_together(self, bound: Bound, jobs: Sequence[Job], totals: Totals) -> None:
+        """Run a survey's loop over jobs that lie side by side as if they were one."""
+        inputs, length = self._side_by_side(jobs)
+        if bound.run(inputs, length, None, 0, totals=totals, space=self._reader.room(bound.room(length))):
+            for job in jobs:
+                self._complain(job, 0, job.entry.numel)
+
+    def merged_together(self, bound: Bound, jobs: Sequence[Job]) -> Tensor | None:
+        """Run a merge's loop over jobs that lie side by side; None where some result is not finite."""
+        inputs, length = self._side_by_side(jobs)
+        return self._written(bound, None, jobs[0], inputs, length, 0)
+
+    def _side_by_side(self, jobs: Sequence[Job]) -> tuple[list[int], int]:
+        slots = range(len(jobs[0].sources))
+        return [self._reader.stored_together(jobs, slot) for slot in slots], sum(job.entry.numel for job in jobs)
+
+    def _written(
+        self, bound: Bound, keys: Any, job: Job, inputs: Sequence[int], count: int, start: int
+    ) -> Tensor | None:
+        """Run over one block; return the result in the output's dtype, or None where it is not finite."""
         written = bound.kernel.output
         assert written is not None
         out = self._reader.scratch.take("out", count, written)
         if bound.run(inputs, count, out.data_ptr(), start, keys, space=self._reader.room(bound.room(count))):
             return None
         result = out if written is job.entry.dtype else out.to(job.entry.dtype)
-        if written is not job.entry.dtype and not finite(result):
+        return result if written is job.entry.dtype or finite(result) else None
+
+    def merged(
+        self, bound: Bound, keys: Any, job: Job, start: int, stop: int, expected: Callable[[int, int], Tensor]
+    ) -> Any:
+        """Run a merge's loop over one block; None where the result is not finite, or not torch's."""
+        inputs = [self._reader.stored(job, slot, start, stop) for slot in range(len(job.sources))]
+        result = self._written(bound, keys, job, inputs, stop - start, start)
+        if result is None:
             return None
         return result if self._agrees(bound, job, start, result, expected) else None
 

@@ -94,6 +94,16 @@ class Job:
 
     def memory(self, preferred: int) -> int:
         """Bytes of tensors in flight while this job runs."""
+        known = self._memory.get(preferred)
+        if known is None:
+            known = self._memory[preferred] = self._in_flight(preferred)
+        return known
+
+    @cached_property
+    def _memory(self) -> dict[int, int]:
+        return {}
+
+    def _in_flight(self, preferred: int) -> int:
         if self.copies:
             return 3 * min(max(self.entry.nbytes, 1), preferred * self.entry.dtype.itemsize) + self._ahead
         subject, count = self.subject, len(self.experts)

@@ -187,7 +187,7 @@ class _RayWorkers:
             yield bundle
 
     def merge(
-        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Finished], None]
+        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Sequence[Finished]], None]
     ) -> None:
         """Make each shard in one task."""
         facts, sink = self._facts(), output.sink
@@ -198,8 +198,10 @@ class _RayWorkers:
             if mine:
                 tasks[self._shard.remote(self._spec, facts, sink, shard.name, list(mine))] = (shard, mine)
         for (shard, mine), (made, receipt) in self._collect(tasks):
-            for name, digest, inputs in made:
-                done(Finished(mine[name], digest, inputs))
+            for name, _, inputs in made:
+                for leaf, digest in zip(self._run.leaves(mine[name]), inputs, strict=True):
+                    self._run.hashes.restore(leaf, digest)
+            done([Finished(mine[name], digest, inputs) for name, digest, inputs in made])
             output.delivered(shard, receipt)
             self._run.progress.advance(sum(s.nbytes for job in mine.values() for s in job.sources))
 

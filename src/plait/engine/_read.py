@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -170,6 +170,17 @@ class Reader:
             return buffer.address
         raw = torch.frombuffer(into, dtype=tensor.dtype) if count else torch.empty(0, dtype=tensor.dtype)
         return self.scratch.take(("wide", slot), count, wanted).copy_(raw).data_ptr()
+
+    def stored_together(self, jobs: Sequence[Job], slot: int) -> int:
+        """Read one input of jobs that lie side by side for a kernel; return its address. Hashes are taken along."""
+        tensors = [job.sources[slot] for job in jobs]
+        size = sum(tensor.nbytes for tensor in tensors)
+        buffer = self.scratch.buffer(slot, size)
+        into = buffer.view[:size]
+        tensors[0].fill(0, size // tensors[0].dtype.itemsize, into)
+        if self.hashes is not None:
+            self.hashes.whole(tensors, into)
+        return buffer.address
 
     def room(self, size: int) -> int | None:
         """Address of memory for a kernel's own use."""

@@ -9,7 +9,7 @@ there. Config, index and provenance come last; then the marker and the work go. 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -54,9 +54,10 @@ class _Records:
     def __init__(self) -> None:
         self.done: dict[str, dict[str, Any]] = {}
 
-    def finish(self, tensor: str, digest: str, inputs: dict[str, str]) -> None:
-        """Note that a tensor's bytes are computed."""
-        self.done[tensor] = {"digest": digest, "inputs": inputs}
+    def finish(self, made: Iterable[tuple[str, str, Sequence[str]]]) -> None:
+        """Note that the bytes of tensors are computed: name, hash, and the hashes of the inputs."""
+        for tensor, digest, inputs in made:
+            self.done[tensor] = {"digest": digest, "inputs": {str(i): value for i, value in enumerate(inputs)}}
 
 
 def list_target(store: Store, fingerprint: str, overwrite: bool) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:

@@ -11,8 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from plait.engine._fusion import Fusion, read_as
-from plait.engine._loops import Proving
+from plait.engine._loops import Loops, Proving
 from plait.engine._plan import Job
+from plait.engine._side_by_side import side_by_side
 from plait.engine._speculate import SLACK, Aim, aim, enlarged, hit, shifted, windowed
 from plait.kernels import Bound, Graph, Tally, Untraceable, fill
 
@@ -105,11 +106,19 @@ class _Rounds:
 
     def count(self, jobs: Sequence[Job], aims: Sequence[Aim], tally: Tally, done: Callable[[Job], None]) -> None:
         """Count inside the windows."""
-        for job in jobs:
-            bound = self._windows(job, aims)
-            assert self.evaluator.loops is not None
-            self.evaluator.loops.collect(bound, job, tally.of(bound), self.evaluator.ranges(job))
-            done(job)
+        loops = self.evaluator.loops
+        assert loops is not None
+        for run in side_by_side(jobs):
+            bound = self._windows(run[0], aims)
+            if len(run) > 1 and isinstance(loops, Loops) and bound.joins:
+                loops.collect_together(bound, run, tally.of(bound))
+                for job in run:
+                    done(job)
+                continue
+            for job in run:
+                bound = self._windows(job, aims)
+                loops.collect(bound, job, tally.of(bound), self.evaluator.ranges(job))
+                done(job)
 
     def _windows(self, job: Job, aims: Sequence[Aim]) -> Bound:
         assert self.evaluator.fusion is not None
@@ -124,6 +133,7 @@ class _Rounds:
                 raise _NotHereError
             kernel.proven = True  # the same loop as the coarse counts', which has been compared with torch
             self._bound[key] = Bound(kernel, graph)
+            self._bound[key].general = len(self.jobs) > 1  # see `trace`
         return self._bound[key]
 
     def _aimed(self, lead: Job, first: tuple[Graph, Any], spread: Spread) -> list[Aim] | None:

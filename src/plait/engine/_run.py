@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import accumulate
 from typing import Any
 
 import xxhash
@@ -20,6 +21,7 @@ from plait.engine._nested import PlannedTensor
 from plait.engine._options import Options, Progress
 from plait.engine._plan import Job, Plan
 from plait.engine._scheduler import check_memory, hold_limit
+from plait.engine._side_by_side import side_by_side
 from plait.engine._workers import Workers
 from plait.tensors.factors import factor
 
@@ -125,6 +127,32 @@ class Run:
             self.progress.advance(stride * values.numel())
         self.main.forget(job)
         return state.hexdigest()
+
+    def merges(
+        self, jobs: Sequence[Job], write: Callable[[str, int, Tensor], None]
+    ) -> Iterator[tuple[Sequence[Job], list[str]]]:
+        """Merge jobs in order; yield those that were written, one or many, and the hashes of what was written."""
+        for run in side_by_side(jobs):
+            values = self._together(run)
+            if values is None:
+                for job in run:
+                    yield [job], [self.merge(job, lambda start, part, name=job.name: write(name, start, part))]
+                continue
+            write(run[0].name, 0, values)
+            self.progress.advance(sum(source.nbytes for job in run for source in job.sources))
+            data, ends = bytes_of(values), accumulate(job.entry.nbytes for job in run)
+            parts = zip(run, ends, strict=True)
+            yield run, [xxhash.xxh3_128_hexdigest(data[end - job.entry.nbytes : end]) for job, end in parts]
+
+    def _together(self, jobs: Sequence[Job]) -> Tensor | None:
+        """The results of jobs whose inputs and outputs lie side by side, if one call can compute them."""
+        if self.stop.is_set():
+            raise _StoppedError
+        places = [self.plan.layout.places[job.name] for job in jobs]
+        ends = [(shard, start + job.entry.nbytes) for job, (shard, start) in zip(jobs, places, strict=True)]
+        if len(jobs) < 2 or any(a[0] is not b[0] or a[1] != b[1] for a, b in zip(ends, places[1:], strict=False)):
+            return None
+        return self.main.together(jobs)
 
     def _upcoming(self, job: Job) -> Iterator[tuple[int, int]]:
         """The blocks of a job, in order; the system is told of some more as each is taken."""

@@ -20,6 +20,7 @@ from plait.engine._loops import Loops, Proving
 from plait.engine._plan import Job, Plan
 from plait.engine._read import Reader
 from plait.engine._rounds import two_rounds
+from plait.engine._side_by_side import side_by_side
 from plait.kernels import BUILDERS, Bound, Tally
 from plait.methods import Combiner, Group, Modifier, Sparsifier
 from plait.tensors.factors import Factors, factor
@@ -142,13 +143,23 @@ class Surveys:
         What kernels count goes to `tally`, the rest is returned.
         """
         total: Any = None
-        for job in jobs:
-            if self.chained(job):
-                part = self._total(job, step, self.facts_before(job, step), tally)
-                total = part if total is None else total if part is None else total + part
-            if done is not None:
-                done(job)
+        for run in side_by_side(jobs):
+            together = len(run) > 1 and self._counted_together(run, step, tally)
+            for job in run:
+                if self.chained(job) and not together:
+                    part = self._total(job, step, self.facts_before(job, step), tally)
+                    total = part if total is None else total if part is None else total + part
+                if done is not None:
+                    done(job)
         return total
+
+    def _counted_together(self, jobs: Sequence[Job], step: int, tally: Tally) -> bool:
+        """Survey jobs that lie side by side as if they were one, where that comes to the same."""
+        bound = self.joined(jobs[0], step, self.facts_before(jobs[0], step)) if self.chained(jobs[0]) else None
+        if bound is None or not isinstance(self.loops, Loops):
+            return False
+        self.loops.collect_together(bound, jobs, tally.of(bound))
+        return True
 
     def _total(self, job: Job, step: int, facts: dict[int, list[Any]], tally: Tally | None = None) -> Any:
         """Survey one job; what a kernel adds up for many jobs alike stays in the tally."""
@@ -203,6 +214,11 @@ class Surveys:
         own = any(totals and index not in self.facts for index, totals in facts.items())
         bound = self.fusion.find(job, step, facts, own, run)
         return None if bound is None or bound.kernel.proven is False else bound
+
+    def joined(self, job: Job, step: int | None, facts: dict[int, list[Any]]) -> Bound | None:
+        """The compiled loop of a job, if it has proven itself and may run over others like this one as well."""
+        bound = self.kernel(job, step, facts) if isinstance(self.loops, Loops) else None
+        return bound if bound is not None and bound.joins and bound.kernel.proven else None
 
     def proven(self, bound: Bound, job: Job, step: int, facts: dict[int, list[Any]] | None = None) -> bool:
         """Compare a survey's loop with torch on the first elements, once."""

@@ -46,7 +46,7 @@ class Workers(Protocol):
         ...
 
     def merge(
-        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Finished], None]
+        self, jobs: Sequence[Job], output: GrowingOutput | RemoteOutput, done: Callable[[Sequence[Finished]], None]
     ) -> None:
-        """Write the tensors of all jobs into the output; tell of each, from any thread, when its bytes are in place."""
+        """Write the tensors of all jobs into the output; tell of each, from any thread, once its bytes are in place."""
         ...

@@ -232,6 +232,7 @@ class Bound:
         tree: what a survey returned, with open places; None for a merge.
         sinks: its summaries.
         experts: the experts it draws random numbers for.
+        general: whether it asks nothing about the tensor, so that it serves every job that is computed alike.
     """
 
     def __init__(self, kernel: Kernel, graph: Graph, tree: Any = None) -> None:
@@ -239,11 +240,18 @@ class Bound:
         self.tree = tree
         self.sinks = tuple(graph.sinks)
         self.experts = tuple(graph.draws)
+        self.general = False
         self.integers = tuple(graph.integers)
         self._graph = graph
         self._row = graph.row or 0
         self._numbers = (ctypes.c_double * max(len(graph.numbers), 1))(*graph.numbers)
         self._integers = (ctypes.c_int64 * max(len(graph.integers), 1))(*graph.integers)
+
+    @property
+    def joins(self) -> bool:
+        """Whether it may run over several tensors as if they were one: it draws and sums up nothing."""
+        plain = not self.experts and not self._row
+        return self.general and plain and not any(sink.kind in SUMS for sink in self.sinks)
 
     def room(self, length: int) -> int:
         """Bytes of memory of its own that a block of so many elements needs."""

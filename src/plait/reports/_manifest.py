@@ -53,14 +53,20 @@ def _method(method: Method) -> dict[str, Any]:
 def _resolved(plan: Plan) -> list[dict[str, Any]]:
     """Group the tensors by the values they were merged with."""
     groups: dict[str, dict[str, Any]] = {}
+    seen: dict[Any, list[str]] = {}  # by what is one object for all tensors that are merged alike
     for job in plan.jobs:
+        key = (tuple(map(id, job.methods)), job.weights, job.origin, job.entry.dtype)
+        if key in seen:
+            seen[key].append(job.name)
+            continue
         if job.copies:
             facts: dict[str, Any] = {"copied_from": job.origin}
         else:
             weights = dict(zip(plan.chain.experts, job.weights, strict=False)) if not job.origin else {}
             facts = {"steps": [_method(m) for m in job.methods], "weights": weights}
         facts["dtype"] = str(job.entry.dtype).removeprefix("torch.")
-        groups.setdefault(json.dumps(facts), {**facts, "names": []})["names"].append(job.name)
+        seen[key] = groups.setdefault(json.dumps(facts), {**facts, "names": []})["names"]
+        seen[key].append(job.name)
     found = list(groups.values())
     if len(found) == 1:
         found[0]["names"] = "all"
