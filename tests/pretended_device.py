@@ -144,7 +144,7 @@ class Module:
 
     def __init__(self) -> None:
         self.free = 1 << 40
-        self.used: set[int] = set()
+        self.used: set[Stream] = set()
         self._own = threading.local()
 
     def is_available(self) -> bool:
@@ -181,7 +181,7 @@ class Module:
     def stream(self, stream: Stream) -> Generator[None]:
         """Compute on a stream."""
         before, self._own.stream = getattr(self._own, "stream", None), stream
-        self.used.add(id(stream))
+        self.used.add(stream)
         yield
         self._own.stream = before
 

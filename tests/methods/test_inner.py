@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 import plait
+from plait.architectures import Role
 from plait.errors import RecipeError
+from plait.methods import Subject, find
 
 NAME = "model.layers.0.mlp.up_proj.weight"
 
@@ -55,3 +57,13 @@ def test_what_cannot_stand_inside_is_refused_by_name() -> None:
         _update("core_space", inner="core_space")
     with pytest.raises(RecipeError, match="'lora_lego' cannot stand inside 'knots'"):
         _update("knots", inner="lora_lego")
+
+
+@pytest.mark.parametrize("method", ["knots", "core_space"])
+def test_the_plan_counts_what_the_method_inside_needs(method: str) -> None:
+    """It sees the cores of all experts at once; methods of the space's own look at one at a time."""
+    subject = Subject(NAME, (300, 500), Role("mlp"))
+    few, many = (
+        [find(method)(inner=inner).arrays(subject, experts) for inner in ("ties", "dare_ties")] for experts in (2, 8)
+    )
+    assert few[1] > few[0] + 3 and many[1] > many[0] + 9

@@ -9,25 +9,16 @@ import torch
 from torch import Tensor
 
 from plait.engine._device import Landing, Lane, named_memory
-from plait.engine._fusion import Fusion, read_as, same_summary
-from plait.engine._loops import bits_of, proof_end
+from plait.engine._fusion import read_as
+from plait.engine._loops import Proving
 from plait.engine._plan import Job
-from plait.engine._read import Reader
 from plait.kernels import Bound, Totals
 
 __all__ = ["DeviceLoops"]
 
 
-class DeviceLoops:
-    """The loops of one plan on a device; each is compared with torch there before its first result counts.
-
-    Attributes:
-        fusion: makes the loops.
-    """
-
-    def __init__(self, fusion: Fusion, reader: Reader) -> None:
-        self.fusion = fusion
-        self._reader = reader
+class DeviceLoops(Proving):
+    """The loops of one plan on a device; each is compared with torch there."""
 
     @property
     def _lane(self) -> Lane:
@@ -56,18 +47,6 @@ class DeviceLoops:
         bound.launch(lane.stream, addresses, stop - start, out, start, flags.data_ptr(), keys, totals)
         return flags
 
-    def proven(self, bound: Bound, job: Job, expected: Callable[[int, int], Any]) -> bool:
-        """Compare a survey's loop with what torch finds in the first elements, once."""
-        if bound.kernel.proven is None:
-            trial, end = bound.totals(), proof_end(job, 0, job.entry.numel)
-            self.collect(bound, job, trial, [(0, end)], note=False)
-            with self._reader.aside():
-                bound.kernel.proven = same_summary(trial.fill(bound.tree), expected(0, end))
-            trial.release()
-            if not bound.kernel.proven:
-                self.fusion.differs(job)
-        return bound.kernel.proven
-
     def collect(
         self, bound: Bound, job: Job, totals: Totals, ranges: Sequence[tuple[int, int]], note: bool = True
     ) -> None:
@@ -91,13 +70,8 @@ class DeviceLoops:
             out = torch.empty(stop - start, dtype=written, device=lane.device)
             flags = self._run(bound, keys, job, start, stop, out.data_ptr(), None)
             result = out if written is job.entry.dtype else out.to(job.entry.dtype)
-            if bound.kernel.proven is None:
-                end = proof_end(job, start, stop)
-                with self._reader.aside():
-                    bound.kernel.proven = torch.equal(bits_of(result[: end - start]), bits_of(expected(start, end)))
-                if not bound.kernel.proven:
-                    self.fusion.differs(job)
-                    return None
+            if not self._agrees(bound, job, start, result, expected):
+                return None
             lane.require(flags == 0)
             if written is not job.entry.dtype:
                 lane.expect(result)

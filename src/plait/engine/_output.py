@@ -1,21 +1,15 @@
 """The output folder while it grows: a hidden sibling, locked, sized in advance, renamed when complete.
 
-Beside an output NAME stand, while it is made: `.NAME.plait-partial`, the folder that will be it; `.NAME.plait-work`,
-the journal and the survey totals; `.NAME.plait-lock`, held by the process that writes. All are gone in the end.
-While an output is replaced, the old one is `.NAME.plait-old-…`, and `.NAME.plait-gone-…` once the new one stands.
+What stands beside an output meanwhile is told in `plait.engine._places`.
 """
 
 from __future__ import annotations
 
-import ctypes
-import errno
-import fcntl
 import os
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,131 +17,25 @@ import xxhash
 from torch import Tensor
 
 from plait.checkpoints import Layout, Shard
+from plait.engine._disk import (
+    explained,
+    put_back,
+    recover,
+    remove_old,
+    remove_work,
+    reserve,
+    sync_folder,
+    take_lock,
+)
 from plait.engine._facts import FactStore
 from plait.engine._hashes import bytes_of
 from plait.engine._journal import FULL, Journal
-from plait.engine._plan import Job, Plan
+from plait.engine._places import beside, exists_already, partial_of, work_of
+from plait.engine._plan import Job
 from plait.engine._shard_file import FolderSink
 from plait.errors import DiskSpaceError, OutputError
 
-__all__ = ["GrowingOutput", "check_target", "existing_parent", "partial_of", "work_of"]
-
-_LONGEST = 200  # bytes of a name, so that the names beside it fit as well
-
-
-def existing_parent(path: Path) -> Path:
-    """The closest place above that exists."""
-    for parent in path.absolute().parents:
-        if parent.exists():
-            return parent
-    return Path.cwd()
-
-
-def _beside(out: Path, what: str) -> Path:
-    target = out.absolute()
-    return target.with_name(f".{target.name}.plait-{what}")
-
-
-def partial_of(out: Path) -> Path:
-    """Where an output grows: a hidden folder beside it."""
-    return _beside(out, "partial")
-
-
-def work_of(out: Path) -> Path:
-    """Where the journal of an output lies."""
-    return _beside(out, "work")
-
-
-def check_target(plan: Plan, out: Path, overwrite: bool) -> None:
-    """Refuse an output that would destroy something or cannot fit, before anything is written.
-
-    Raises:
-        OutputError: if it exists (without `overwrite`), or is or contains or lies in an input, or cannot be made.
-        DiskSpaceError: if the file system has too little room.
-    """
-    if len(os.fsencode(out.absolute().name)) > _LONGEST:
-        raise OutputError(f"the output's name {out.name[:40]}… is too long; use at most {_LONGEST} bytes.")
-    target = out.resolve()
-    for source in plan.folders:
-        given = source.resolve()
-        if target == given or given in target.parents or target in given.parents:
-            raise OutputError(
-                f"the output {out} and the input {source} are the same place or lie in one another; choose another "
-                "output."
-            )
-    if out.exists() or out.is_symlink():
-        if not overwrite:
-            if _may_have_landed(out):
-                return
-            raise _exists(out)
-        if not out.is_dir() or out.is_symlink():
-            raise OutputError(f"the output {out} is not a folder; it will not be overwritten.")
-        with suppress(FileNotFoundError):  # another process is replacing it this moment; the lock will tell
-            known = any(out.glob("*.safetensors")) or (out / "plait.json").exists() or not any(out.iterdir())
-            if not known:
-                raise OutputError(f"the output {out} is a folder without a model; it will not be overwritten.")
-    parent = existing_parent(out)
-    if not parent.is_dir():
-        raise OutputError(f"{parent} is a file; the output {out} cannot lie in it.")
-    if not os.access(parent, os.W_OK):
-        raise OutputError(f"the folder {parent} cannot be written to.")
-    held = 0
-    with suppress(FileNotFoundError):  # another process is finishing it this moment
-        held = sum(p.stat().st_blocks * 512 for p in partial_of(out).rglob("*.safetensors"))
-    free = shutil.disk_usage(parent).free
-    needed = plan.layout.nbytes + (1 << 20)
-    if needed > free + held:
-        raise DiskSpaceError(
-            f"the output needs {_size(needed)} but {parent} has {_size(free)} free: make room, or choose another "
-            "disk or a smaller dtype."
-        )
-
-
-def _may_have_landed(out: Path) -> bool:
-    """Whether a run may have been killed after it had put its output in place, before it had tidied up."""
-    if partial_of(out).exists() or not out.is_dir() or out.is_symlink():
-        return False
-    return work_of(out).is_dir() or _beside(out, "lock").exists()
-
-
-def _exists(out: Path) -> OutputError:
-    return OutputError(f"the output {out} exists already; choose another, or pass --overwrite (overwrite=True).")
-
-
-def _size(count: int) -> str:
-    return f"{count / 1e9:.2f} GB" if count >= 10**8 else f"{count / 1e6:.2f} MB"
-
-
-@contextmanager
-def _explained(out: Path) -> Iterator[None]:
-    """Turn what the system refuses into one of our errors."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in FULL:
-            raise DiskSpaceError(
-                f"the disk filled up while writing {out}: {error.strerror}. What is finished is kept; make room and "
-                "run the same command again to continue."
-            ) from None
-        place = f" ({error.filename})" if error.filename and str(error.filename) != str(out) else ""
-        raise OutputError(f"the output {out} cannot be written{place}: {error.strerror or error}.") from None
-
-
-def _lock(path: Path, out: Path) -> int:
-    """Take the lock, on the file that stands there now: a file that was removed meanwhile locks nothing."""
-    while True:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(handle)
-            raise OutputError(f"another process is writing {out}; wait for it, or choose another output.") from None
-        try:
-            if path.stat().st_ino == os.fstat(handle).st_ino:
-                return handle
-        except FileNotFoundError:
-            pass
-        os.close(handle)
+__all__ = ["GrowingOutput"]
 
 
 class GrowingOutput:
@@ -158,17 +46,17 @@ class GrowingOutput:
         self.layout = layout
         self.overwrite = overwrite
         self.partial, self.work = partial_of(out), work_of(out)
-        self._lock_path = _beside(out, "lock")
+        self._lock_path = beside(out, "lock")
         self._files: dict[str, int] = {}
         self.landed = False  # an earlier run has put the output in place already
         self._fresh = False  # nothing in the folder is an earlier run's
         self._durable = True
-        with _explained(out):
+        with explained(out):
             self.out.parent.mkdir(parents=True, exist_ok=True)
             for path in (self.partial, self.work):
                 if path.is_symlink() or (path.exists() and not path.is_dir()):
                     raise OutputError(f"{path} is in the way: it is not a folder of plait's. Remove it.")
-            self._lock_handle = _lock(self._lock_path, out)
+            self._lock_handle = take_lock(self._lock_path, out)
             try:
                 self._begin(fingerprint)
             except BaseException:
@@ -177,7 +65,7 @@ class GrowingOutput:
 
     def _begin(self, fingerprint: str) -> None:
         self.journal = Journal(self.work / "journal", fingerprint)
-        _recover(self.out)
+        recover(self.out)
         if not self.overwrite and (self.out.exists() or self.out.is_symlink()):
             self._find_landed()
             return
@@ -197,7 +85,7 @@ class GrowingOutput:
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o644)
             self._files[shard.name] = handle
             os.ftruncate(handle, shard.size)
-            _reserve(handle, shard.size)
+            reserve(handle, shard.size)
             self._write(handle, shard.header, 0)
 
     def _find_landed(self) -> None:
@@ -216,8 +104,8 @@ class GrowingOutput:
                 )
         if not self.landed:
             if left:
-                _remove_work(self.work)
-            raise _exists(self.out)
+                remove_work(self.work)
+            raise exists_already(self.out)
 
     @property
     def facts(self) -> FactStore:
@@ -236,7 +124,7 @@ class GrowingOutput:
     def delivered(self, shard: Shard, receipt: Mapping[str, Any]) -> None:
         """A worker elsewhere has put a shard in its place: it is the file to look at from now on."""
         del receipt
-        with _explained(self.out):
+        with explained(self.out):
             handle = os.open(self.partial / shard.name, os.O_RDWR | os.O_NOFOLLOW)
             os.close(self._files[shard.name])
             self._files[shard.name] = handle
@@ -249,7 +137,7 @@ class GrowingOutput:
     def _write(self, handle: int, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
         done = 0
-        with _explained(self.out):
+        with explained(self.out):
             while done < len(view):
                 done += os.pwrite(handle, view[done:], offset + done)
 
@@ -277,7 +165,7 @@ class GrowingOutput:
     def finish(self, files: Mapping[str, bytes]) -> None:
         """Add the small files, make everything durable, and rename the folder into place."""
         if not self.landed:
-            with _explained(self.out):
+            with explained(self.out):
                 self._check_place()
                 self._weed({*files, *self._files})
                 for name, content in files.items():
@@ -287,11 +175,11 @@ class GrowingOutput:
                 self._close()
                 old = self._step_aside()
                 self.partial.rename(self.out)
-                _sync_folder(self.out.parent)
+                sync_folder(self.out.parent)
                 if old is not None:
-                    _remove(old, self.out)
+                    remove_old(old, self.out)
         self._close()
-        _remove_work(self.work)
+        remove_work(self.work)
         self._release()
 
     def _weed(self, wanted: set[str]) -> None:
@@ -334,7 +222,7 @@ class GrowingOutput:
             for handle in self._files.values():
                 os.fsync(handle)
             for folder in sorted({(self.partial / name).parent for name in self._files} | {self.partial}, reverse=True):
-                _sync_folder(folder)
+                sync_folder(folder)
         except OSError as error:
             self._check_place()
             self._durable = False
@@ -353,7 +241,7 @@ class GrowingOutput:
                 f"{self.out} appeared while it was being made and is left as it is; move it away and run the same "
                 "command again: what is finished is kept."
             )
-        old = _beside(self.out, f"old-{os.getpid()}-{time.monotonic_ns()}")
+        old = beside(self.out, f"old-{os.getpid()}-{time.monotonic_ns()}")
         self.out.rename(old)
         return old
 
@@ -378,69 +266,8 @@ class GrowingOutput:
             return
         self._close()
         with suppress(OSError):
-            _put_back(self.out)
+            put_back(self.out)
         if not (keep and self._durable):
-            _remove_work(self.work)
+            remove_work(self.work)
             shutil.rmtree(self.partial, ignore_errors=True)
         self._release()
-
-
-def _reserve(handle: int, size: int) -> None:
-    """Claim a file's room, so that a disk too small is found at once; a file system that cannot is let be.
-
-    Not `os.posix_fallocate`: where a file system cannot, the C library would write to every block instead.
-    """
-    call = getattr(ctypes.CDLL(None, use_errno=True), "fallocate", None) if sys.maxsize > 1 << 32 else None
-    if call is None:
-        return
-    call.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
-    if call(handle, 0, 0, size) != 0 and ctypes.get_errno() in FULL:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-
-
-def _recover(out: Path) -> None:
-    """Put back an old output that a kill left between the two renames of an overwrite; remove what is left over."""
-    for path in _put_back(out):
-        if not partial_of(out).exists():  # else it is not this output's successor that stands in its place
-            _remove(path, out)
-    for path in out.parent.glob(f".{_literal(out.name)}.plait-gone-*"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _put_back(out: Path) -> list[Path]:
-    left = sorted(out.parent.glob(f".{_literal(out.name)}.plait-old-*"))
-    if left and not out.exists():
-        left.pop().rename(out)
-    return left
-
-
-def _remove(old: Path, out: Path) -> None:
-    """Remove an output that was replaced; half of it is never put back."""
-    gone = _beside(out, "gone-" + old.name.rpartition("-old-")[2])
-    with suppress(OSError):
-        old.rename(gone)
-        shutil.rmtree(gone, ignore_errors=True)
-
-
-def _remove_work(work: Path) -> None:
-    """Remove the journal's folder, the journal last: while it stands, the run that wrote it is known to be complete."""
-    with suppress(OSError):
-        for path in work.iterdir():
-            if path.name != "journal":
-                path.unlink()
-    shutil.rmtree(work, ignore_errors=True)
-
-
-def _literal(name: str) -> str:
-    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
-
-
-def _sync_folder(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EBADF):
-            raise  # these: some file systems cannot sync a folder
-    finally:
-        os.close(handle)

@@ -10,9 +10,8 @@ from typing import Any, Protocol
 
 import torch
 
-from plait.engine._device_loops import DeviceLoops
 from plait.engine._fusion import Fusion, read_as
-from plait.engine._loops import Loops
+from plait.engine._loops import Loops, Proving
 from plait.engine._plan import Job
 from plait.engine._side_by_side import side_by_side
 from plait.engine._speculate import SLACK, Aim, aim, enlarged, hit, shifted, windowed
@@ -29,7 +28,7 @@ class Surveyor(Protocol):
 
     facts: dict[int, list[Any]]
     fusion: Fusion | None
-    loops: Loops | DeviceLoops | None
+    loops: Proving | None
 
     def chained(self, job: Job, /) -> bool: ...
     def facts_before(self, job: Job, step: int, /) -> dict[int, list[Any]]: ...

@@ -16,7 +16,7 @@ from plait.engine._device_loops import DeviceLoops
 from plait.engine._experts import low_rank_of
 from plait.engine._fusion import Fusion
 from plait.engine._hashes import InputHashes
-from plait.engine._loops import Loops
+from plait.engine._loops import Loops, Proving
 from plait.engine._plan import Job, Plan
 from plait.engine._read import Reader
 from plait.engine._rounds import two_rounds
@@ -62,10 +62,11 @@ class Surveys:
         self.fusion = Fusion(plan, self.device) if fused else None
         self._strict = not plan.recipe.allow_nonfinite
         self._reader = Reader(hashes, self.device, self._strict, hold)
-        self.loops: Loops | DeviceLoops | None = None
-        if self.fusion is not None:
-            loops = DeviceLoops(self.fusion, self._reader) if not here else None
-            self.loops = loops or Loops(self.fusion, self._reader, self._group)
+        self.loops: Proving | None = None
+        if self.fusion is not None and here:
+            self.loops = Loops(self.fusion, self._reader, self._group)
+        elif self.fusion is not None:
+            self.loops = DeviceLoops(self.fusion, self._reader)
         self._tensor_facts: OrderedDict[str, dict[int, list[Any]]] = OrderedDict()
         self._lock = threading.Lock()
         self._job_locks: dict[str, threading.Lock] = {}

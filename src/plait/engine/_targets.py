@@ -9,7 +9,8 @@ from pathlib import Path
 from plait.checkpoints import is_url, local_path
 from plait.checkpoints._store import Store
 from plait.engine._options import Options
-from plait.engine._output import GrowingOutput, check_target, existing_parent
+from plait.engine._output import GrowingOutput
+from plait.engine._places import check_target, existing_parent
 from plait.engine._plan import Plan
 from plait.engine._remote_output import RemoteOutput, list_target
 from plait.errors import DiskSpaceError, OutputError

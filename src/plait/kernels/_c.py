@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from plait.kernels._graph import Graph, Node, Untraceable
+from plait.kernels._philox import philox
 from plait.kernels._sinks import LANES, TILE
 
 __all__ = ["INPUTS", "TYPES", "expression", "head", "load", "store"]
@@ -74,75 +75,11 @@ static int64_t within(const uint32_t *x, int64_t m, uint32_t low, uint32_t width
 }
 """
 
-_PHILOX = """\
-static inline void philox(uint64_t c0, uint64_t c3, uint64_t k0, uint64_t k1, uint64_t *out) {
-    uint64_t a = c0, b = 0, c = 0, d = c3;
-    for (int r = 0; r < 10; r++) {
-        unsigned __int128 p = (unsigned __int128)a * 0xD2E7470EE14C6C93ULL;
-        unsigned __int128 q = (unsigned __int128)c * 0xCA5A826395121157ULL;
-        uint64_t na = (uint64_t)(q >> 64) ^ b ^ k0, nc = (uint64_t)(p >> 64) ^ d ^ k1;
-        b = (uint64_t)q; d = (uint64_t)p; a = na; c = nc;
-        k0 += 0x9E3779B97F4A7C15ULL; k1 += 0xBB67AE8584CAA73BULL;
-    }
-    out[0] = a; out[1] = b; out[2] = c; out[3] = d;
-}
-#ifdef __AVX512F__
-static inline void product(__m512i x, uint64_t by, __m512i *high, __m512i *low) {
-    const __m512i l = _mm512_set1_epi64((int64_t)(by & 0xffffffff)), h = _mm512_set1_epi64((int64_t)(by >> 32));
-    const __m512i up = _mm512_srli_epi64(x, 32), mask = _mm512_set1_epi64(0xffffffff);
-    const __m512i ll = _mm512_mul_epu32(x, l), lh = _mm512_mul_epu32(x, h);
-    const __m512i t = _mm512_add_epi64(_mm512_mul_epu32(up, l), _mm512_srli_epi64(ll, 32));
-    const __m512i v = _mm512_add_epi64(lh, _mm512_and_si512(t, mask));
-    *high = _mm512_add_epi64(_mm512_add_epi64(_mm512_mul_epu32(up, h), _mm512_srli_epi64(t, 32)),
-                             _mm512_srli_epi64(v, 32));
-    *low = _mm512_mask_shuffle_epi32(ll, 0xaaaa, v, _MM_PERM_CCAA);
-}
-/* the words of eight counters from c0 on: 32 of them */
-static inline void philox8(uint64_t c0, uint64_t c3, uint64_t k0, uint64_t k1, float *out) {
-    __m512i a = _mm512_add_epi64(_mm512_set1_epi64((int64_t)c0), _mm512_set_epi64(7, 6, 5, 4, 3, 2, 1, 0));
-    __m512i b = _mm512_setzero_si512(), c = b, d = _mm512_set1_epi64((int64_t)c3), ph, pl, qh, ql;
-    for (int r = 0; r < 10; r++) {
-        product(a, 0xD2E7470EE14C6C93ULL, &ph, &pl);
-        product(c, 0xCA5A826395121157ULL, &qh, &ql);
-        a = _mm512_ternarylogic_epi64(qh, b, _mm512_set1_epi64((int64_t)k0), 0x96);
-        c = _mm512_ternarylogic_epi64(ph, d, _mm512_set1_epi64((int64_t)k1), 0x96);
-        b = ql; d = pl;
-        k0 += 0x9E3779B97F4A7C15ULL; k1 += 0xBB67AE8584CAA73BULL;
-    }
-    const __m512i parts[4] = {_mm512_unpacklo_epi64(a, b), _mm512_unpacklo_epi64(c, d),
-                              _mm512_unpackhi_epi64(a, b), _mm512_unpackhi_epi64(c, d)};
-    __m128i words[4][4];
-    for (int j = 0; j < 4; j++) _mm512_storeu_si512(words[j], parts[j]);
-    for (int l = 0; l < 4; l++)
-        for (int j = 0; j < 4; j++) _mm_storeu_si128((__m128i *)(out + 16 * l + 4 * j), words[j][l]);
-}
-#endif
-/* numbers [at, at + m) of a stream, 24 bits each; at is a multiple of 8 */
-static void uniform(float *u, int64_t m, int64_t at, const uint64_t *key) {
-    int64_t i = 0;
-    while (i < m) {
-        const int64_t where = (at + i) %% %(segment)d, segment = (at + i) / %(segment)d;
-#ifdef __AVX512F__
-        if (i + 64 <= m && where + 64 <= %(segment)d) {
-            philox8((uint64_t)where / 8 + 1, (uint64_t)segment, key[0], key[1], u + i);
-            i += 64;
-            continue;
-        }
-#endif
-        uint64_t words[4];
-        philox((uint64_t)where / 8 + 1, (uint64_t)segment, key[0], key[1], words);
-        memcpy(u + i, words, sizeof words);
-        i += 8;
-    }
-    for (i = 0; i < m; i++) u[i] = (float)(int32_t)(as_bits(u[i]) >> 8) * 0x1p-24f;
-}
-"""
-
 
 def head(graph: Graph, segment: int) -> str:
     """Includes and functions."""
     text = _HEAD % {"tile": TILE, "lanes": LANES}
-    return text + (_PHILOX % {"segment": segment} if graph.draws else "")
+    return text + (philox(segment) if graph.draws else "")
 
 
 def _number(value: float) -> str:

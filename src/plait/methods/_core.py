@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from plait.methods._contract import Group
-from plait.methods._inner import merge_within
+from plait.methods._contract import Group, Subject
+from plait.methods._inner import arrays_within, check_inner, is_random, merge_within
 from plait.methods._trim import rank_kept
 from plait.tensors.factors import factor
 from plait.tensors.selection import at_least, row_threshold
@@ -16,7 +17,7 @@ from plait.tensors.spectral import SVD
 from plait.tensors.streams import Stream
 from plait.tensors.subspaces import combine_subspaces, stack
 
-__all__ = ["OWN", "merge_cores", "trim_below", "trim_whole"]
+__all__ = ["OWN", "InnerMerge", "merge_cores", "trim_below", "trim_whole"]
 
 #: rows of a core that have temporaries of their own at a time
 _ROWS = 256
@@ -24,6 +25,37 @@ _ROWS = 256
 OWN = ("ties", "mean", "sum", "tsv")
 """Methods inside a space that are computed here: TIES' sign-consistent mean, the mean, the sum, or TSV-Merge's
 orthogonalised subspaces. Any other method by its name: see `plait.methods._inner`."""
+
+
+class _Inside(Protocol):
+    name: ClassVar[str]
+
+    @property
+    def inner(self) -> str: ...
+    @property
+    def density(self) -> float: ...
+
+
+class InnerMerge:
+    """What a combiner says of itself that merges by another method, its parameter `inner`, in a space of its own."""
+
+    @property
+    def random(self: _Inside) -> bool:
+        """Whether the method inside is."""
+        return self.inner not in OWN and is_random(self.inner, self.density)
+
+    def check(self: _Inside, weights: tuple[float, ...]) -> None:
+        """The method inside must merge task vectors."""
+        del weights
+        if self.inner not in OWN:
+            check_inner(self.name, self.inner, self.density)
+
+    def arrays_inside(self: _Inside, subject: Subject, core: tuple[int, int], experts: int) -> float:
+        """Arrays of the tensor's size that a method inside needs, which sees cores of that shape, all at once."""
+        if self.inner in OWN:
+            return 0.0
+        cores = Subject(subject.name, core, subject.role)
+        return arrays_within(self.inner, self.density, cores, experts) * cores.numel / subject.numel
 
 
 def trim_whole(core: Tensor, density: float) -> Tensor:

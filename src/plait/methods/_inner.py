@@ -13,7 +13,7 @@ from plait.errors import RecipeError
 from plait.methods._contract import Combiner, Group, Method, Modifier, Sparsifier, Subject
 from plait.methods._parameters import internal
 
-__all__ = ["check_inner", "is_random", "merge_within"]
+__all__ = ["arrays_within", "check_inner", "is_random", "merge_within"]
 
 
 def _steps(name: str, density: float) -> list[Method]:
@@ -47,6 +47,11 @@ def check_inner(owner: str, name: str, density: float) -> None:
 def is_random(name: str, density: float) -> bool:
     """Whether the method of a name draws random numbers."""
     return any(step.random for step in _steps(name, density))
+
+
+def arrays_within(name: str, density: float, cores: Subject, experts: int) -> float:
+    """Arrays of the cores' size at the peak of `merge_within`: all cores, their base, and what a step needs."""
+    return experts + 1.0 + max(step.arrays(cores, experts) for step in _steps(name, density))
 
 
 def merge_within(cores: Sequence[Tensor], name: str, group: Group, density: float) -> Tensor:

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper, Subject
-from plait.methods._core import OWN, merge_cores, trim_whole
-from plait.methods._inner import check_inner, is_random
+from plait.methods._core import InnerMerge, merge_cores, trim_whole
 from plait.methods._parameters import Density, Doc, PositiveInt
 from plait.methods._spectral import SpectralCombiner, noise, stacked, weighted_deltas
 from plait.tensors.factors import factor
@@ -23,7 +22,7 @@ __all__ = ["CoreSpace"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoreSpace(SpectralCombiner):
+class CoreSpace(InnerMerge, SpectralCombiner):
     """Project every task vector, without loss, on the columns and rows that all of them span; merge the cores there.
 
     τᵢ = Bᵢ Aᵢ: an adapter's own, or by an SVD to numerical rank (Bᵢ = Uᵢ√sᵢ, Aᵢ = √sᵢVᵢ); U = left singular vectors of
@@ -60,17 +59,6 @@ class CoreSpace(SpectralCombiner):
     isotropize: Annotated[bool, Doc("set all singular values of the merged core to their mean")] = False
     rank: Annotated[PositiveInt | None, Doc("rank of each expert's adapter; none: measured")] = None
 
-    @property
-    def random(self) -> bool:
-        """Whether the method inside is."""
-        return self.inner not in OWN and is_random(self.inner, self.density)
-
-    def check(self, weights: tuple[float, ...]) -> None:
-        """The method inside must merge task vectors."""
-        del weights
-        if self.inner not in OWN:
-            check_inner(self.name, self.inner, self.density)
-
     def arrays(self, subject: Subject, experts: int) -> float:
         """Only TIES and methods by name need the basis, and with it the Gram matrix of all experts' triplets."""
         if self.treatment(subject) != "spectral" or self.inner in ("tsv", "mean", "sum"):
@@ -78,7 +66,9 @@ class CoreSpace(SpectralCombiner):
         shorter, longer = min(subject.shape), max(subject.shape)
         side = min(shorter * experts, longer)
         stacks = 2.0 * experts * shorter * (shorter + longer)  # the triplets, and scaled once more
-        return 2.0 + (stacks + 6.0 * side * side) / subject.numel
+        core = (min(subject.shape[0], shorter * experts), min(subject.shape[1], shorter * experts))
+        inside = self.arrays_inside(subject, core, experts)
+        return 2.0 + (stacks + 6.0 * side * side) / subject.numel + inside
 
     def update(self, group: Group) -> Tensor:
         """Factor and merge; in the common basis where that can be seen in the result."""

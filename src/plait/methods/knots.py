@@ -8,8 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from torch import Tensor
 
 from plait.methods._contract import Group, Paper, Scope, Subject
-from plait.methods._core import OWN, merge_cores, trim_below, trim_whole
-from plait.methods._inner import check_inner, is_random
+from plait.methods._core import InnerMerge, merge_cores, trim_below, trim_whole
 from plait.methods._parameters import Density, Doc, NonNegative
 from plait.methods._spectral import SpectralCombiner, weighted_deltas
 from plait.methods._trim import ROUNDS, survey_thresholds, thresholds
@@ -21,7 +20,7 @@ __all__ = ["Knots"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Knots(SpectralCombiner):
+class Knots(InnerMerge, SpectralCombiner):
     """Tie the experts' task vectors to one basis per matrix and merge their coordinates.
 
     [τ₁ … τ_T] = U Σ [V₁ … V_T], with singular values above `cutoff`; Yᵢ = Σ Vᵢ = Uᵀτᵢ;
@@ -59,17 +58,6 @@ class Knots(SpectralCombiner):
         return ROUNDS if self.inner == "ties" and self.scope == "model" and self.density < 1 else 0
 
     @property
-    def random(self) -> bool:
-        """Whether the method inside is."""
-        return self.inner not in OWN and is_random(self.inner, self.density)
-
-    def check(self, weights: tuple[float, ...]) -> None:
-        """The method inside must merge task vectors."""
-        del weights
-        if self.inner not in OWN:
-            check_inner(self.name, self.inner, self.density)
-
-    @property
     def survey_scope(self) -> Scope:
         """The trimming scope; matrices counted one by one are whole in memory and need no rounds."""
         return "model"
@@ -86,7 +74,8 @@ class Knots(SpectralCombiner):
         side = min(subject.shape[0], subject.shape[1] * experts)
         # the matrix in float64 and its eigen-decomposition; afterwards the basis, and sums over the coordinates
         square = side * side / subject.numel
-        return max(6.0 * square, 2.0 * square + 2.5)
+        inside = self.arrays_inside(subject, (side, subject.shape[1]), experts)
+        return max(6.0 * square, 2.0 * square + 2.5) + inside
 
     def _tied(self, group: Group) -> tuple[Tied, Stream]:
         """The common basis, and the coordinates of one expert at a time in it."""
