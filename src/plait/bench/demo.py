@@ -111,10 +111,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     sections: list[list[Result]] = [reference_rows(testbed)]
     known = demo_merges(testbed.base, testbed.experts)
     parts = [known, catalogue(testbed.base, testbed.experts, known)] if options.all else [known]
+    total, done = sum(map(len, parts)), 0
     for merges in parts:
         sections.append([])
         for label, recipe in merges:
-            _say(f"merging: {label}")
+            done += 1
+            _say(f"merging {done} of {total}: {label}")
             sections[-1] += run_merges(testbed, [(label, recipe)], _merge)
     console = Console()
     if not console.is_terminal:
