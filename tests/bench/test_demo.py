@@ -50,6 +50,9 @@ def test_the_table_has_a_row_for_every_merge_and_shows_errors(testbed: Testbed) 
     Console(file=text, width=200).print(table(testbed, [reference_rows(testbed), rows]))
     assert "no [bold] today" in text.getvalue() and "probes on" in text.getvalue()
     assert not (testbed.folder / "merges").exists()  # a testbed stays as it was made
+    assert (testbed.work / "merges/linear/config.json").is_file()
+    again = list(run_merges(testbed, merges[:1], merge, keep=False))
+    assert again[0].scores == rows[0].scores and not (testbed.work / "merges/linear").exists()
 
 
 def test_main_counts_the_merges_and_fails_with_one_of_them(
