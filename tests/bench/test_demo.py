@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from bench_recipes import TINY_ENCODER, needs_encoder
+from plait.bench import demo
 from plait.bench._merges import demo_merges
 from plait.bench._testbed import Testbed
 from plait.bench.demo import reference_rows, run_merges, table
@@ -49,6 +50,23 @@ def test_the_table_has_a_row_for_every_merge_and_shows_errors(testbed: Testbed) 
     Console(file=text, width=200).print(table(testbed, [reference_rows(testbed), rows]))
     assert "no [bold] today" in text.getvalue() and "probes on" in text.getvalue()
     assert not (testbed.folder / "merges").exists()  # a testbed stays as it was made
+    assert (testbed.work / "merges/linear/config.json").is_file()
+    again = list(run_merges(testbed, merges[:1], merge, keep=False))
+    assert again[0].scores == rows[0].scores and not (testbed.work / "merges/linear").exists()
+
+
+def test_main_counts_the_merges_and_fails_with_one_of_them(
+    testbed: Testbed, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = {name: str(path) for name, path in testbed.experts.items()}
+    good, bad = ("linear", {"method": "linear", "experts": models}), ("none", {"method": "linaer", "experts": models})
+    monkeypatch.setattr(demo, "build", lambda *_: testbed.folder)
+    for merges, status in (([good], 0), ([good, bad], 1)):
+        monkeypatch.setattr(demo, "demo_merges", lambda *_, merges=merges: merges)
+        assert demo.main([]) == status
+        out = capsys.readouterr().out
+        assert f"merging {len(merges)} of {len(merges)}: {merges[-1][0]}\n" in out
+        assert ("1 of 2 merges failed" in out) == bool(status) == ("linaer" in out)
 
 
 def test_the_demo_needs_no_other_package_than_the_extra() -> None:

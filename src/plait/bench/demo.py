@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,13 +42,16 @@ class Result:
         return sum(self.scores[task] / experts[task] for task in experts) / len(experts)
 
 
-def run_merges(testbed: Testbed, merges: Iterable[Merge], merge: MergeFunction) -> Iterator[Result]:
+def run_merges(
+    testbed: Testbed, merges: Iterable[Merge], merge: MergeFunction, *, keep: bool = True
+) -> Iterator[Result]:
     """Execute and evaluate each merge; what one of them raises becomes its row.
 
     Args:
         testbed: what is merged.
         merges: labels and recipes.
         merge: executes a recipe and writes the model to a path.
+        keep: leave the merged models there; otherwise each is deleted when it has been evaluated.
     """
     for label, recipe in merges:
         out = testbed.work / "merges" / re.sub(r"[^a-z0-9.]+", "_", label.lower()).strip("_")
@@ -58,6 +62,9 @@ def run_merges(testbed: Testbed, merges: Iterable[Merge], merge: MergeFunction) 
             yield Result(label, testbed.evaluate(out), seconds)
         except Exception as error:  # a method that fails must not take the others' rows with it
             yield Result(label, {}, error=f"{type(error).__name__}: {error}")
+        finally:
+            if not keep:
+                shutil.rmtree(out, ignore_errors=True)
 
 
 def reference_rows(testbed: Testbed) -> list[Result]:
@@ -111,11 +118,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     sections: list[list[Result]] = [reference_rows(testbed)]
     known = demo_merges(testbed.base, testbed.experts)
     parts = [known, catalogue(testbed.base, testbed.experts, known)] if options.all else [known]
+    total, done = sum(map(len, parts)), 0
     for merges in parts:
         sections.append([])
         for label, recipe in merges:
-            _say(f"merging: {label}")
-            sections[-1] += run_merges(testbed, [(label, recipe)], _merge)
+            done += 1
+            _say(f"merging {done} of {total}: {label}")
+            # the catalogue's fifty models of 90 MB each are not kept
+            sections[-1] += run_merges(testbed, [(label, recipe)], _merge, keep=merges is known)
     console = Console()
     if not console.is_terminal:
         console.width = _FILE_WIDTH
@@ -124,7 +134,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     failed = sum(bool(row.error) for row in rows)
     if failed:
         _say(f"{failed} of {len(rows)} merges failed")
-    _say(f"The testbed is {testbed.folder}, the merges are in {testbed.work / 'merges'}")
+    kept = "the merges are" if len(parts) == 1 else f"the first {len(known)} merges are"
+    _say(f"The testbed is {testbed.folder}, {kept} in {testbed.work / 'merges'}")
     return 1 if failed else 0
 
 

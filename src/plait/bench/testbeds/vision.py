@@ -67,7 +67,7 @@ _TASKS = ("letters", "greek", "orientation", "style", "count", "mnist")
 RECIPES = {
     "quick": Recipe(dict.fromkeys(_TASKS, 100), pretraining=600),
     "full": Recipe(
-        dict.fromkeys((*_TASKS, "hangul", "accents"), 150),
+        dict.fromkeys((*_TASKS, "hangul", "accents"), 400),
         pretraining=1400,
         other_base=True,
         sizes=(9600, 500, 1000),
