@@ -85,6 +85,20 @@ def _around(places: Sequence[Sequence[int]]) -> set[int]:
     return found
 
 
+def _beside(counts: Counts, place: int) -> range:
+    """The bins around one that hold, on either side, SLACK of all elements, or _REACH of them: a cheaper guess."""
+    bins, slack = counts.bins, SLACK * counts.total
+    low = high = place
+    below = above = 0.0
+    while low > 0 and place - low < _REACH and (below < slack or low == place):
+        low -= 1
+        below += float(bins[low])
+    while high < _LAST and high - place < _REACH and (above < slack or high == place):
+        high += 1
+        above += float(bins[high])
+    return range(low, high + 1)
+
+
 def enlarged(summary: Any, sampled: int, total: int) -> Any:
     """What a sample's counts would be over everything: whole numbers, of which a rank can be asked."""
     if isinstance(summary, int):
@@ -108,12 +122,13 @@ def shifted(summary: Any, share: float) -> Any:
     return Counts(bins if share > 0 else bins.flip(0))
 
 
-def aim(first: Graph, seconds: Sequence[Graph]) -> list[Aim] | None:
+def aim(first: Graph, seconds: Sequence[Graph], guess: Sequence[Any] = ()) -> list[Aim] | None:
     """Where to count; None if that cannot be.
 
     Args:
         first: graph of the first round.
         seconds: graphs of the second, given what a sample says, and what it would say if it were off either way.
+        guess: where there is only one of these, what the first round's sinks hold for the sample.
     """
     bins: dict[int, list[set[int]]] = {}
     for number, second in enumerate(seconds):
@@ -124,7 +139,11 @@ def aim(first: Graph, seconds: Sequence[Graph]) -> list[Aim] | None:
     found: list[Aim] = []
     for coarse, places in bins.items():
         runs: list[Aim] = []
-        for place in sorted(_around([sorted(way) for way in places])):
+        if len(places) == 1:
+            near = {bin for place in places[0] for bin in _beside(guess[coarse], place)}
+        else:
+            near = _around([sorted(way) for way in places])
+        for place in sorted(near):
             if place > _LAST:
                 return None
             if runs and runs[-1].low + runs[-1].width == place:

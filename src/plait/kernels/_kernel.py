@@ -92,16 +92,22 @@ class _Place:
         return int(self.raw[:8].view(np.int64)[0])
 
     def flush(self) -> None:
-        """Move the counts on; only memory that holds some is touched, so that the rest costs none."""
+        """Move the counts on; where most memory holds none, only what does is touched, so that the rest costs none."""
         if self.clean:
             return
         paged = self.small.reshape(self.tables, -1, _PAGE)
-        counted = np.add.reduce(paged, axis=0, dtype=np.uint32)  # below 2³²: see _BATCH
+        # below 2³²: see _BATCH
+        counted = np.add.reduce(paged, axis=0, dtype=np.uint32) if self.tables > 1 else paged[0]
         used = counted.max(axis=1).nonzero()[0]
-        if self.total is None:
-            self.total = np.zeros(self.bins, np.int64)
-        self.total.reshape(-1, _PAGE)[used] += counted[used]
-        paged[:, used] = 0
+        if 2 * len(used) > len(counted):
+            moved = counted.reshape(-1)
+            self.total = moved.astype(np.int64) if self.total is None else np.add(self.total, moved, out=self.total)
+            self.small.fill(0)
+        else:
+            if self.total is None:
+                self.total = np.zeros(self.bins, np.int64)
+            self.total.reshape(-1, _PAGE)[used] += counted[used]
+            paged[:, used] = 0
         self.clean = True
 
     def release(self) -> None:
