@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from emulated_cuda import CXX, Emulated, build_emulated, emulate
+from loop_cases import VARIANTS, State, models, same
 from plait.architectures import Role
 from plait.engine import Options, compile_recipe, execute_in_memory
 from plait.engine import _run as execution
@@ -25,30 +25,12 @@ from plait.methods import Method, Subject, methods
 from plait.testing import _count, _merge, sample_models
 from pretended_device import DEVICE
 
-State = dict[str, Tensor]
 needs_cxx = pytest.mark.skipif(CXX is None, reason="there is no C++ compiler here")
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 MATRIX = Subject("model.layers.0.mlp.up_proj.weight", (12, 9), Role("mlp"))
 #: those that have loops: matrices that are seen whole have none
 METHODS = [cls for cls in methods().values() if not cls.adapters_only and cls(**cls.example).unit(MATRIX) != "tensor"]
 BLOCK = 1 << 16
-
-VARIANTS: list[tuple[Any, dict[str, Any]]] = [
-    ("linear", {}),
-    ("ties", {}),
-    ([{"ties": {"scope": "tensor", "trim": "exact", "rescale": "l1", "combine": "max"}}], {}),
-    ([{"ties": {"vote": "frequency", "combine": "sum"}}], {}),
-    ("dare_ties", {"seed": 11}),
-    ("dare_linear", {"seed": 12}),
-    ([{"breadcrumbs": {"scope": "tensor"}}, "ties"], {}),
-    ([{"dare": {"strategy": "magnitude", "rescale": "l1"}}, "task_arithmetic"], {}),
-    ("sce", {}),
-    ("karcher", {}),
-    ("model_stock", {}),
-    (["task_arithmetic", "lines"], {}),
-    ("consensus_ta", {}),
-    ("localize_stitch", {}),
-]
 
 
 @pytest.fixture
@@ -69,23 +51,11 @@ def runs(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return found
 
 
-def models(dtype: torch.dtype, *shapes: tuple[int, ...]) -> list[State]:
-    rng = torch.Generator().manual_seed(5)
-    shapes = shapes or ((300, 500), (70_001,), (7,), ())
-    base = {f"layers.{i}.w.weight": 0.05 * torch.randn(s, generator=rng) for i, s in enumerate(shapes)}
-    experts = [{k: v + 0.01 * torch.randn(v.shape, generator=rng) for k, v in base.items()} for _ in range(3)]
-    return [{k: v.to(dtype) for k, v in state.items()} for state in (base, *experts)]
-
-
 def merge(method: Any, states: list[State], mode: str, device: str, **recipe: Any) -> State:
     content = {"method": method, "base": "memory:b", "experts": {f"e{i}": f"memory:{i}" for i in range(3)}, **recipe}
     given = {"memory:b": states[0], **{f"memory:{i}": s for i, s in enumerate(states[1:])}}
     options = Options(compile=mode, threads=2, device=device, block=BLOCK)  # type: ignore[arg-type]
     return execute_in_memory(compile_recipe(content, state_dicts=given), options)
-
-
-def same(a: State, b: State) -> bool:
-    return all(torch.equal(a[k].reshape(-1).view(torch.uint8), b[k].reshape(-1).view(torch.uint8)) for k in b)
 
 
 def refusals(runs: list[Any]) -> dict[str, int]:
@@ -201,6 +171,18 @@ def test_without_a_compiler_torch_computes(monkeypatch: pytest.MonkeyPatch, runs
     states = models(torch.bfloat16)
     assert same(merge("linear", states, "always", "pretended"), merge("linear", states, "never", "pretended"))
     assert set(refusals(runs[:1])) == {"no compiler"}
+
+
+def test_a_device_that_rounds_in_an_unknown_way_computes_in_torch(
+    monkeypatch: pytest.MonkeyPatch, made: list[Emulated], runs: list[Any]
+) -> None:
+    monkeypatch.setattr("plait.kernels._dialect._agrees", lambda *_: False)
+    dialect.cache_clear()
+    states = models(torch.bfloat16)
+    found = merge("linear", states, "always", "pretended")
+    dialect.cache_clear()
+    assert not made and same(found, merge("linear", states, "never", "pretended"))
+    assert set(refusals(runs[:1])) == {"division as torch computes it on pretended"}
 
 
 def test_the_dialect_of_a_device_is_found_by_asking() -> None:

@@ -11,24 +11,14 @@ import torch
 from torch import Tensor
 
 import plait
+from loop_cases import VARIANTS, State, models, same
 from plait.engine import Options, compile_recipe, execute_in_memory
 from plait.engine import _run as execution
 from plait.errors import NonFiniteError
 from plait.kernels import Graph, Traced, Untraceable, build, compiler, source_of
 from plait.kernels import _build as building
 
-State = dict[str, Tensor]
 needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C compiler here")
-
-
-def models(dtype: torch.dtype = torch.bfloat16, *shapes: tuple[int, ...]) -> list[State]:
-    rng = torch.Generator().manual_seed(5)
-    shapes = shapes or ((300, 500), (70_001,), (7,), ())
-    base = {f"layers.{i}.w.weight": 0.05 * torch.randn(s, generator=rng) for i, s in enumerate(shapes)}
-    found = [base]
-    for _ in range(3):
-        found.append({k: v + 0.01 * torch.randn(v.shape, generator=rng) for k, v in base.items()})
-    return [{k: v.to(dtype) for k, v in state.items()} for state in found]
 
 
 @pytest.fixture
@@ -49,29 +39,6 @@ def run(method: Any, states: list[State], mode: str, **recipe: Any) -> State:
     content = {"method": method, "base": "memory:b", "experts": {f"e{i}": f"memory:{i}" for i in range(3)}, **recipe}
     given = {"memory:b": states[0], **{f"memory:{i}": s for i, s in enumerate(states[1:])}}
     return execute_in_memory(compile_recipe(content, state_dicts=given), Options(compile=mode, threads=2))  # type: ignore[arg-type]
-
-
-def same(a: State, b: State) -> bool:
-    return all(torch.equal(a[k].reshape(-1).view(torch.uint8), b[k].reshape(-1).view(torch.uint8)) for k in b)
-
-
-VARIANTS: list[tuple[Any, dict[str, Any]]] = [
-    ("linear", {}),
-    ("ties", {}),
-    ([{"ties": {"scope": "tensor", "trim": "exact", "rescale": "l1", "combine": "max"}}], {}),
-    ([{"ties": {"vote": "frequency", "combine": "sum"}}], {}),
-    ("dare_ties", {"seed": 11}),
-    ("dare_linear", {"seed": 12}),
-    ([{"breadcrumbs": {"scope": "tensor"}}, "ties"], {}),
-    ([{"dare": {"strategy": "magnitude", "rescale": "l1"}}, "task_arithmetic"], {}),
-    ("sce", {}),
-    ("karcher", {}),
-    ("model_stock", {}),
-    (["task_arithmetic", "lines"], {}),
-    ("consensus_ta", {}),
-    ("ram_plus", {}),
-    ("localize_stitch", {}),
-]
 
 
 @needs_compiler

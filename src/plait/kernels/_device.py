@@ -11,7 +11,7 @@ import torch
 from plait.kernels._cuda import Layout, cuda_source, layout
 from plait.kernels._device_totals import DeviceTotals
 from plait.kernels._dialect import dialect
-from plait.kernels._graph import Graph, Untraceable
+from plait.kernels._graph import Graph
 from plait.kernels._kernel import Kernel
 from plait.kernels._nvrtc import build_cuda
 
@@ -29,11 +29,7 @@ def device_kernel(
     Raises:
         Untraceable: if the graph cannot be a loop there.
     """
-    try:
-        spoken = dialect(device)
-    except NotImplementedError as error:
-        raise Untraceable(str(error)) from None
-    source = cuda_source(graph, inputs, output, segment, spoken)
+    source = cuda_source(graph, inputs, output, segment, dialect(device))
     made = BUILDERS[device.type](source, layout(graph, len(inputs)), device)
     if made is None:
         return None

@@ -8,6 +8,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from plait.kernels._graph import Untraceable
+
 __all__ = ["Dialect", "dialect"]
 
 _COUNT = 4096
@@ -40,7 +42,7 @@ def dialect(device: torch.device) -> Dialect:
     """Ask torch on a device; every answer must be one of those known.
 
     Raises:
-        NotImplementedError: if torch rounds there in a way that is not known here.
+        Untraceable: if torch rounds there in a way that is not known here.
     """
     generator = torch.Generator().manual_seed(0)
     here = [torch.randn(_COUNT, generator=generator) for _ in range(3)]
@@ -52,7 +54,7 @@ def dialect(device: torch.device) -> Dialect:
             return True
         if _agrees(found, second):
             return False
-        raise NotImplementedError(f"{what} as torch computes it on {device}")
+        raise Untraceable(f"{what} as torch computes it on {device}")
 
     # two roundings here, one by way of float64, in which the product of two float32 is exact
     factor = torch.tensor(_FACTOR)
