@@ -87,6 +87,8 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--results", type=Path)
     arguments = parser.parse_args()
+    if not torch.cuda.is_available():
+        raise SystemExit("this PyTorch sees no GPU")
     base, experts = arguments.models / "base", sorted(arguments.models.glob("expert*"))
     scratch = arguments.models / "merged"
     print(f"{torch.cuda.get_device_name()}; torch {torch.__version__}; {len(experts)} experts", flush=True)
