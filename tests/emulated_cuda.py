@@ -10,6 +10,7 @@ import ctypes
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,7 @@ extern "C" void emulate(const Passed *passed, unsigned blocks, unsigned threads)
 }
 """
 _known: dict[str, Any] = {}
+_lock = threading.Lock()
 _folder = tempfile.TemporaryDirectory(prefix="plait-emulated-")
 
 
@@ -75,24 +77,28 @@ class Emulated:
 
 
 def _compiled(source: str) -> Any:
-    if source not in _known:
-        target = Path(_folder.name) / f"{len(_known)}.so"
-        text = _HEAD + source.replace('extern "C" __global__', "__global__") + _TAIL
-        options = [
-            "-O1",
-            "-std=c++17",
-            "-ffp-contract=off",
-            "-fPIC",
-            "-shared",
-            "-w",
-            "-x",
-            "c++",
-            "-",
-            "-o",
-            str(target),
-        ]
-        subprocess.run([str(CXX), *options], input=text.encode(), check=True)
-        _known[source] = ctypes.CDLL(str(target)).emulate
+    with _lock:  # threads of one run may ask at the same time
+        return _known.get(source) or _compile(source)
+
+
+def _compile(source: str) -> Any:
+    target = Path(_folder.name) / f"{len(_known)}.so"
+    text = _HEAD + source.replace('extern "C" __global__', "__global__") + _TAIL
+    options = [
+        "-O1",
+        "-std=c++17",
+        "-ffp-contract=off",
+        "-fPIC",
+        "-shared",
+        "-w",
+        "-x",
+        "c++",
+        "-",
+        "-o",
+        str(target),
+    ]
+    subprocess.run([str(CXX), *options], input=text.encode(), check=True)
+    _known[source] = ctypes.CDLL(str(target)).emulate
     return _known[source]
 
 

@@ -16,10 +16,14 @@ from plait.kernels._emit import FLAG_INPUT, FLAG_RESULT
 from plait.kernels._graph import Graph, Node, Untraceable
 from plait.kernels._sinks import BINS, LANES, SUMS, WINDOWS, key_of, shift_of, wide
 
-__all__ = ["CHUNK", "SUM_CHUNK", "Layout", "cuda_source", "layout"]
+__all__ = ["CHUNK", "SINGLE", "SUM_CHUNK", "Layout", "cuda_source", "layout"]
 
 #: elements that a block of threads computes before it takes others; with sums a segment of them
 CHUNK, SUM_CHUNK = 8 * LANES, 1 << 16
+#: members of the one argument of a launch, which has room for so many bytes
+_ARRAYS = (("void *", "in"), ("double", "numbers"), ("int64_t", "integers"), ("tally_t", "keys"), ("void *", "sinks"))
+SINGLE = (("void *", "out"), ("uint32_t *", "flags"), ("int64_t", "n"), ("int64_t", "offset"))
+_PASSED = 4000
 
 _HEAD = """\
 #ifdef __CUDACC_RTC__
@@ -90,10 +94,15 @@ class Layout:
         self.chunk = SUM_CHUNK if self.lanes else CHUNK
 
     @property
+    def arrays(self) -> list[tuple[str, str, int]]:
+        """The arrays of the argument: type, name and length, which is at least one, as C wants it."""
+        counts = (self.inputs, self.numbers, self.integers, self.keys, self.sinks)
+        return [(kind, name, max(count, 1)) for (kind, name), count in zip(_ARRAYS, counts, strict=True)]
+
+    @property
     def size(self) -> int:
-        """Bytes of the argument."""
-        arrays = (self.inputs, self.numbers, self.integers, self.keys, self.sinks)
-        return 8 * (sum(max(count, 1) for count in arrays) + 4)
+        """Bytes of the argument: every member has eight."""
+        return 8 * (sum(count for _, _, count in self.arrays) + len(SINGLE))
 
 
 def layout(graph: Graph, inputs: int) -> Layout:
@@ -103,21 +112,14 @@ def layout(graph: Graph, inputs: int) -> Layout:
         Untraceable: if that is more than a launch can pass.
     """
     found = Layout(graph, inputs)
-    if found.size > 4000:
+    if found.size > _PASSED:
         raise Untraceable("more models than one launch on a device can be told of")
     return found
 
 
 def _struct(passed: Layout) -> list[str]:
-    arrays = (
-        ("const void *", "in", passed.inputs),
-        ("double ", "numbers", passed.numbers),
-        ("long long ", "integers", passed.integers),
-        ("tally_t ", "keys", passed.keys),
-        ("void *", "sinks", passed.sinks),
-    )
-    members = [f"{kind}{name}[{max(count, 1)}];" for kind, name, count in arrays]
-    return ["struct Passed {", *members, "void *out; unsigned int *flags; long long n, offset;", "};"]
+    arrays = [f"{kind} {name}[{count}];" for kind, name, count in passed.arrays]
+    return ["struct Passed {", *arrays, *(f"{kind} {name};" for kind, name in SINGLE), "};"]
 
 
 def _value(graph: Graph, node: Node, spoken: Dialect) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from plait.kernels._build import cache_folder
-from plait.kernels._cuda import Layout
+from plait.kernels._cuda import SINGLE, Layout
 from plait.kernels._sinks import LANES
 
 __all__ = ["Launch", "build_cuda", "compile_cuda", "pack", "structure"]
@@ -29,16 +29,12 @@ _WAVES = 8  # blocks of threads for each multiprocessor
 
 
 def structure(passed: Layout) -> type[ctypes.Structure]:
-    """The one argument of a launch."""
-    arrays = (
-        ("in", ctypes.c_uint64, passed.inputs),
-        ("numbers", ctypes.c_double, passed.numbers),
-        ("integers", ctypes.c_int64, passed.integers),
-        ("keys", ctypes.c_uint64, passed.keys),
-        ("sinks", ctypes.c_uint64, passed.sinks),
-    )
-    fields: list[tuple[str, Any]] = [(name, kind * max(count, 1)) for name, kind, count in arrays]
-    fields += [("out", ctypes.c_uint64), ("flags", ctypes.c_uint64), ("n", ctypes.c_int64), ("offset", ctypes.c_int64)]
+    """The one argument of a launch, addresses as numbers."""
+    fields: list[tuple[str, Any]] = [
+        (name, (ctypes.c_double if kind == "double" else ctypes.c_uint64) * count)
+        for kind, name, count in passed.arrays
+    ]
+    fields += [(name, ctypes.c_uint64) for _, name in SINGLE]
     return type("Passed", (ctypes.Structure,), {"_fields_": fields})
 
 
